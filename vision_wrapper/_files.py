@@ -1,0 +1,195 @@
+"""Atomic, checked files.
+
+A tensor file is a plain safetensors file: tensors, and in the header's metadata a JSON text, a format version and a
+SHA-256 of the whole file (taken with the digest's own 64 characters as zeros). Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from vision_wrapper.errors import CheckpointError, DamagedFileError, DataNotFoundError, FileWriteError, NewerFormatError
+
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit; a larger claim is damage or an attack
+_NO_DIGEST = "0" * 64
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Write a file that is either the old one or the whole new one, whatever happens in between.
+
+    The content goes to a neighbour, is synced and renamed. Permissions follow the umask. Raises `FileWriteError`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileWriteError(
+            error.errno,
+            f"Could not write {path} ({len(content):,} bytes): {error.strerror}. Free some room or choose another "
+            "folder; the file that was there before, if any, is unharmed",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # already renamed when all went well
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """`write_bytes` for a UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """`write_bytes` for a value that JSON can hold."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """The value in a JSON file. Raises `DataNotFoundError` or `DamagedFileError`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"There is no file {path}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not readable as JSON: {error}.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_tensors(path: PathLike, kind: str, tree: Any, **metadata: str) -> None:
+    """Write a nested value (dicts, lists, tuples, numbers, strings, tensors, numpy arrays) as a tensor file.
+
+    `kind` ("checkpoint", "classifier") is checked again on reading. `metadata` adds plain strings to the header.
+    Tensors are named by their path ("optimizer.state.0.exp_avg"); an empty key adds nothing to it.
+    Raises `CheckpointError` for a value of any other type, `FileWriteError` where the disk refuses.
+    """
+    from safetensors.torch import save
+
+    tensors: dict[str, torch.Tensor] = {}
+    header = {
+        **metadata,
+        "format": "pt",  # what other readers of safetensors expect
+        "vision_wrapper": kind,
+        "format_version": str(FORMAT_VERSION),
+        "sha256": _NO_DIGEST,
+        "content": json.dumps(_encode(tree, tensors, "")),
+    }
+    blob = bytearray(save(tensors, header))
+    at = blob.index(_NO_DIGEST.encode())
+    blob[at : at + 64] = hashlib.sha256(blob).hexdigest().encode()
+    write_bytes(path, bytes(blob))
+
+
+def read_tensors(path: PathLike, kind: str) -> tuple[Any, dict[str, str]]:
+    """What `write_tensors` wrote, with tensors on the CPU, and the header's metadata.
+
+    Raises `DataNotFoundError`, `DamagedFileError` (truncated, altered, not such a file) or `NewerFormatError`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        blob = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"There is no file {path}.") from error
+    header = _read_header(path, blob)
+    if header.get("vision_wrapper") != kind:
+        raise DamagedFileError(f"{path} is no {kind} of vision_wrapper (it says: {header.get('vision_wrapper')!r}).")
+    digest = header.get("sha256", "")
+    at = blob.find(digest.encode())
+    unsigned = blob[:at] + _NO_DIGEST.encode() + blob[at + 64 :]
+    if len(digest) != 64 or hashlib.sha256(unsigned).hexdigest() != digest:
+        raise DamagedFileError(f"{path} is damaged: its content does not fit its checksum. Use an earlier copy.")
+    version = header.get("format_version", "")
+    if not version.isdigit() or int(version) > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path} has format version {version}; this vision_wrapper reads up to {FORMAT_VERSION}. Update it: "
+            "pip install -U vision-wrapper"
+        )
+    try:
+        return _decode(json.loads(header["content"]), load(blob)), header
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}.") from error
+
+
+def _read_header(path: PathLike, blob: bytes) -> dict[str, str]:
+    size = int.from_bytes(blob[:8], "little")
+    if len(blob) < 8 or not 2 <= size <= min(MAX_HEADER_BYTES, len(blob) - 8):
+        raise DamagedFileError(f"{path} is truncated, or is not a file of vision_wrapper.")
+    try:
+        metadata = json.loads(blob[8 : 8 + size])["__metadata__"]
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata must be strings")
+        return metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged, or is not a file of vision_wrapper: {error}.") from error
+
+
+# A nested value is kept as JSON in which a one-key dict marks what JSON has no word for. Dicts are lists of pairs,
+# because an optimizer's state has whole numbers as keys.
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    while name in tensors and isinstance(value, (torch.Tensor, np.ndarray)):
+        name += "_"  # a key with a dot can spell another's path
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value)).clone()
+        return {"array": name}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {"dict": [[k, _encode(v, tensors, f"{name}.{k}".lstrip("."))] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(v, tensors, f"{name}.{i}".lstrip(".")) for i, v in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    raise CheckpointError(
+        f"{name or 'the value'} is a {type(value).__name__}, which a checkpoint cannot hold without pickling. Let "
+        "state_dict() return numbers, strings, tensors, and lists, tuples and dicts of these."
+    )
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((mark, content),) = value.items()
+    if mark == "tensor":
+        return tensors[content]
+    if mark == "array":
+        return tensors[content].numpy()
+    if mark == "tuple":
+        return tuple(_decode(v, tensors) for v in content)
+    if mark == "dict":
+        return {k: _decode(v, tensors) for k, v in content}
+    raise ValueError(f"unknown mark {mark!r}")

@@ -1,0 +1,41 @@
+"""Finding a name in a table, and saying which names are near when it is not there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from vision_wrapper.errors import UnknownNameError
+
+Entry = TypeVar("Entry")
+
+
+class Table(dict[str, Entry]):
+    """A dict of named entries in which an unknown name raises `UnknownNameError` with the nearest names.
+
+    `kind` says what the names stand for ("model", "recipe", …).
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, Entry]):
+        super().__init__(entries)
+        self.kind = kind
+
+    def __missing__(self, name: object) -> Entry:
+        raise unknown_name(self.kind, name, self)
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """The error for a `name` that is not among the `known` ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
+    return UnknownNameError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UnknownNameError` for the first of `names` that is not `known`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)

@@ -1,0 +1,325 @@
+"""Training augmentations as data: a name and its operations, in order, on raw uint8 images.
+
+Operations come before normalisation, so padding and holes are filled with pixel values in 0..255.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from vision_wrapper._lookup import Table, check_names
+from vision_wrapper._seeding import SampleRandom
+from vision_wrapper.errors import DataError, MissingPackageError, SettingError
+
+if TYPE_CHECKING:
+    import albumentations
+
+# A pixel value in 0..255, one for each channel, or the data set's mean.
+Fill: TypeAlias = "int | tuple[int, ...] | Literal['mean']"
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the package index
+    import albumentations
+
+    if int(albumentations.__version__.split(".")[0]) < 2:
+        raise MissingPackageError(
+            f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.4,<3'"
+        )
+    return albumentations
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Pad every side by `pixels`; `mode` is "constant" (with `fill`) or "reflect"."""
+
+    pixels: int = 4
+    mode: Literal["constant", "reflect"] = "constant"
+    fill: Fill = 0
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        import cv2
+
+        modes = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
+        if self.mode not in modes:
+            raise SettingError(f'Pad: mode must be "constant" or "reflect", got {self.mode!r}.')
+        height, width = size
+        return _albumentations().PadIfNeeded(
+            min_height=height + 2 * self.pixels,
+            min_width=width + 2 * self.pixels,
+            border_mode=modes[self.mode],
+            fill=_fill_value(self.fill, mean),
+        )
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Crop the model's image size at a random place (of a padded image)."""
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        return _albumentations().RandomCrop(*size)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left and right with probability `p`."""
+
+    p: float = 0.5
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        return _albumentations().HorizontalFlip(p=self.p)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn by an angle drawn from -degrees..degrees; corners are filled."""
+
+    degrees: float = 5.0
+    fill: Fill = 0
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        import cv2
+
+        return _albumentations().Rotate(
+            limit=(-self.degrees, self.degrees),
+            border_mode=cv2.BORDER_CONSTANT,
+            fill=_fill_value(self.fill, mean),
+            p=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Cut `holes` squares of `size` pixels, each fully inside the image, with probability `p` (DeVries & Taylor 2017)."""
+
+    size: int = 8
+    holes: int = 1
+    fill: Fill = 0
+    p: float = 1.0
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        if self.size > min(size):
+            raise SettingError(f"Cutout: a hole of {self.size} pixels does not fit into an image of {size}.")
+        return _albumentations().CoarseDropout(
+            num_holes_range=(self.holes, self.holes),
+            hole_height_range=(self.size, self.size),
+            hole_width_range=(self.size, self.size),
+            fill=_fill_value(self.fill, mean),
+            p=self.p,
+        )
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Crop a random part of an image of any size (`scale` of its area, `ratio` of its sides) to the model's size.
+
+    The defaults are those of Inception's training (Szegedy et al. 2014) with a larger least part.
+    """
+
+    scale: tuple[float, float] = (0.35, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        return _albumentations().RandomResizedCrop(size=size, scale=self.scale, ratio=self.ratio)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast and saturation, each by a factor from 1 - strength to 1 + strength."""
+
+    strength: float = 0.2
+
+    def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
+        """The albumentations transform for images of `size`."""
+        span = (1 - self.strength, 1 + self.strength)
+        return _albumentations().ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
+
+
+Operation: TypeAlias = Pad | RandomCrop | Flip | Rotate | Cutout | RandomResizedCrop | ColorJitter
+Operations: TypeAlias = tuple[Operation, ...]
+
+AUGMENTATIONS: Table[Operations] = Table(
+    "augmentation",
+    {
+        "none": (),
+        "flip": (Flip(),),
+        "crop_flip": (Pad(4), RandomCrop(), Flip()),
+        "crop_flip_cutout": (Pad(4), RandomCrop(), Flip(), Cutout(8)),
+        "crop_flip_cutout_mean": (Pad(4), RandomCrop(), Flip(), Cutout(8, fill="mean")),
+        "crop_flip_holes": (Pad(4), RandomCrop(), Flip(p=0.8), Cutout(8, holes=8, p=0.5)),
+        "small_crop_flip_holes": (Pad(3), RandomCrop(), Flip(), Cutout(8, holes=8)),
+        "crop": (Pad(4), RandomCrop()),
+        "crop_rotate": (Pad(2), RandomCrop(), Rotate(10.0)),
+        "crop_rotate_cutout": (Pad(4), RandomCrop(), Rotate(5.0), Cutout(16, p=0.5)),
+        "photo": (RandomResizedCrop(), Flip(), ColorJitter()),
+    },
+)
+
+# What `augmentation` lets one change, and which field of which operation it is.
+_CHANGES: dict[str, tuple[type, str]] = {
+    "pad": (Pad, "pixels"),
+    "pad_mode": (Pad, "mode"),
+    "flip_p": (Flip, "p"),
+    "degrees": (Rotate, "degrees"),
+    "hole_size": (Cutout, "size"),
+    "holes": (Cutout, "holes"),
+    "hole_p": (Cutout, "p"),
+}
+
+
+def augmentation(name: str, **changes: Any) -> Operations:
+    """The operations of that name in `AUGMENTATIONS`, with some numbers changed.
+
+    Args:
+        name: in `AUGMENTATIONS`.
+        changes: `pad`, `pad_mode`, `flip_p`, `degrees`, `hole_size`, `holes`, `hole_p`, and `fill` (of holes, padding
+            and corners: 0..255, a tuple of these, or "mean").
+
+    Raises:
+        UnknownNameError: an unknown name or change.
+        SettingError: a change of an operation that this augmentation does not have, or a value that cannot be.
+
+    Example: `data.augmentation("crop_flip_cutout", hole_size=16, fill="mean")`.
+    """
+    operations = AUGMENTATIONS[name]
+    check_names("change of an augmentation", changes, [*_CHANGES, "fill"])
+    for change, value in changes.items():
+        kind, field = _CHANGES.get(change, (object, "fill"))
+        if not any(_has(operation, kind, field) for operation in operations):
+            raise SettingError(f"{name!r} has no operation that {change}= could change; it is {operations}.")
+        operations = tuple(
+            replace(operation, **{field: value}) if _has(operation, kind, field) else operation
+            for operation in operations
+        )
+    return operations
+
+
+def _has(operation: Operation, kind: type, field: str) -> bool:
+    return isinstance(operation, kind) and field in {f.name for f in fields(operation)}
+
+
+def _fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
+    """A fill in 0..255; raises where it is in another scale."""
+    if fill == "mean":
+        fill = tuple(round(255 * value) for value in mean)
+    values = fill if isinstance(fill, (tuple, list)) else (fill,)
+    if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 <= v <= 255 for v in values):
+        raise SettingError(
+            f'fill is in the raw image\'s own scale, whole numbers in 0..255, or "mean"; got {fill!r}. Filling happens '
+            "before normalisation."
+        )
+    if len(values) not in (1, len(mean)):
+        raise SettingError(f"fill has {len(values)} values for {len(mean)} channels.")
+    return tuple(int(v) for v in values) if len(values) > 1 else int(values[0])
+
+
+# ---- what the loaders call
+
+Augmentation: TypeAlias = "str | Operations | albumentations.Compose | Callable[[Any], Any]"
+
+
+class Augmenter:
+    """An augmentation that looks the same for the same seed, epoch and index.
+
+    Takes a name of `AUGMENTATIONS`, operations, an `albumentations.Compose`, a torchvision transform (which gets a PIL
+    image) or any callable on a uint8 array (H, W, C). Each must return a uint8 image: normalisation comes afterwards.
+    """
+
+    def __init__(self, augment: Augmentation, size: tuple[int, int], mean: Sequence[float], seed: int):
+        self.size, self.seed = size, seed
+        self.description = augment if isinstance(augment, str) else repr(augment)
+        operations: Operations | None = None
+        if isinstance(augment, str):
+            operations = AUGMENTATIONS[augment]
+        elif isinstance(augment, (tuple, list)):
+            operations = tuple(augment)
+        # Without a name it is not known whether the images have to be of the model's size first.
+        self.takes_any_size = operations is None or any(isinstance(o, RandomResizedCrop) for o in operations)
+        self._random = SampleRandom(seed)
+        self._apply = self._compiled(augment, operations, size, mean)
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        """A uint8 image (H, W, C) to an augmented one."""
+        if self._apply is None:
+            return image
+        self._random.move_to(epoch, index)
+        return self._apply(image)
+
+    def _compiled(
+        self, augment: Augmentation, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
+    ) -> Callable[[np.ndarray], np.ndarray] | None:
+        if operations is not None:
+            if not operations:
+                return None
+            compose = _albumentations().Compose([operation.compile(size, mean) for operation in operations])
+            return _Albumentations(compose, self._random)
+        if type(augment).__module__.split(".")[0] == "albumentations":
+            import copy
+
+            return _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
+        if callable(augment):
+            wants_pil = type(augment).__module__.split(".")[0] == "torchvision"
+            return _GlobalRandomness(augment, self._random, wants_pil)
+        raise SettingError(
+            "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
+            f"transform or a callable, got {augment!r}."
+        )
+
+
+class _Albumentations:
+    """An albumentations pipeline whose transforms all draw from the sample's generators."""
+
+    def __init__(self, compose: Any, sample_random: SampleRandom):
+        self.compose = compose
+        # Every transform would have a generator of its own, seeded by none of the global ones, and rebuilding them
+        # for each sample takes 80 microseconds; sharing two takes 10.
+        compose.set_random_state(sample_random.numpy, sample_random.python)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return checked_image(self.compose(image=image)["image"])
+
+
+class _GlobalRandomness:
+    """A callable that draws from the global generators: they are seeded for the sample, and put back by the loader."""
+
+    def __init__(self, function: Callable[[Any], Any], sample_random: SampleRandom, wants_pil: bool):
+        self.function, self.sample_random, self.wants_pil = function, sample_random, wants_pil
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        import torch
+
+        seed = int(self.sample_random.numpy.integers(2**32))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if not self.wants_pil:
+            return checked_image(self.function(image))
+        return checked_image(self.function(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)))
+
+
+def checked_image(result: Any) -> np.ndarray:
+    """What an augmentation returned (array, PIL image or tensor) as uint8 (H, W, C); raises `DataError` otherwise."""
+    if isinstance(result, Image.Image):
+        result = np.asarray(result)
+    elif not isinstance(result, np.ndarray) and hasattr(result, "permute"):  # a tensor (C, H, W)
+        result = result.permute(1, 2, 0).numpy()
+    if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.ndim not in (2, 3):
+        what = f"{result.dtype} of shape {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
+        raise DataError(
+            f"An augmentation must return a uint8 image (H, W, C) with 0..255, got {what}. Take Normalize, ToTensor and "
+            "ToTensorV2 out of it: the loader normalises afterwards."
+        )
+    return result[:, :, None] if result.ndim == 2 else result

@@ -1,0 +1,64 @@
+"""Decoding image files to uint8 arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vision_wrapper.errors import DataError, DataNotFoundError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+MAX_PIXELS = 89_478_485  # an image of 256 MB; more is damage or an attack (Pillow's own limit for a warning)
+
+
+def decode(path: str | Path, channels: int = 3) -> np.ndarray:
+    """An image file as uint8 (H, W, channels), RGB or grey, of any mode, turned as its EXIF orientation says.
+
+    16-bit and float grey values are scaled to 0..255; transparency is laid over white.
+
+    Raises:
+        DataNotFoundError: there is no such file.
+        DataError: it cannot be decoded; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            return from_pil(image, channels)
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"There is no image file {path}; was it moved after the folder was listed?") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    except (EOFError, IndexError, TypeError, KeyError, ArithmeticError) as error:
+        raise _unreadable(path, error) from error  # decoders raise these on damaged headers
+
+
+def _unreadable(path: str | Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} cannot be decoded as an image ({error}). Repair or remove it, or load the folder with "
+        "skip_unreadable=True."
+    )
+
+
+def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """A PIL image of any mode as uint8 (H, W, channels); see `decode`."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return array[:, :, None] if channels == 1 else array
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values in 0..255, 0..65535 or (float) 0..1 as uint8."""
+    values = values.astype(np.float64)
+    largest = float(values.max(initial=0))
+    scale = 255.0 if largest <= 1 else 1.0 if largest <= 255 else 255.0 / 65535.0
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)

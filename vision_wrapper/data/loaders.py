@@ -1,0 +1,275 @@
+"""Loaders: batches of normalised images, in an order and with a look that the seed and the epoch decide."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_wrapper._seeding import checked_seed, shuffled
+from vision_wrapper._state import preserve_random_states
+from vision_wrapper.data.augment import Augmentation, Augmenter
+from vision_wrapper.data.preprocess import Preprocess
+from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
+from vision_wrapper.data.stats import mean_and_std
+from vision_wrapper.errors import DataError, SettingError
+
+DEFAULT_PHOTO_SIZE = (224, 224)  # pixels; ImageNet's, for folders whose images differ in size
+_PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of its images
+_MAX_WORKERS = 8  # more only pays on machines whose owner will say so
+
+
+class Loader:
+    """Batches `(images, targets)`: float32 (N, C, H, W), normalised, and int64 (N,).
+
+    A training loader is shuffled and augmented; the order is that of (seed, epoch), an image's look that of (seed,
+    epoch, index). Each plain pass over it (`for images, targets in loader`) is its next epoch; `batches(epoch)` gives
+    the batches of any epoch and leaves the count alone. An evaluation loader gives raw images in their own order.
+
+    Attributes:
+        split: the raw images and labels; indices refer to it.
+        classes: the names of the labels.
+        preprocess: how a raw image becomes an input.
+        epoch: how many plain passes were begun.
+        device: where batches are put; the trainer sets it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        classes: tuple[str, ...],
+        preprocess: Preprocess,
+        batch_size: int,
+        augmenter: Augmenter | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        self.split, self.classes, self.preprocess = split, classes, preprocess
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.num_workers, self.seed = num_workers, seed
+        self.epoch = 0
+        self.device = torch.device("cpu")
+        self._samples = _Samples(split, preprocess, augmenter)
+        self._workers: _Workers | None = None
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        full, rest = divmod(len(self.split), self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self.epoch
+        if self.shuffle:
+            self.epoch += 1
+        return self.batches(epoch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices into `split` in the order in which this epoch gives them, int64 (len(split),)."""
+        if not self.shuffle:
+            return np.arange(len(self.split))
+        return shuffled(len(self.split), self.seed, epoch)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from batch number `start` on."""
+        order = self.order(epoch)
+        chunks = [
+            order[first : first + self.batch_size]
+            for first in range(start * self.batch_size, len(order), self.batch_size)
+        ][: len(self) - start]
+        requests = [(epoch, chunk) for chunk in chunks]
+        if not self.num_workers:
+            produced: Iterable[tuple[Tensor, Tensor]] = map(self._samples.__getitem__, requests)
+        else:
+            self._workers = self._workers or _Workers(self._samples, self.num_workers)
+            produced = self._workers.run(requests)
+        asynchronous = self.device.type == "cuda"
+        for images, targets in produced:
+            if asynchronous:  # pinned memory is copied without waiting
+                images, targets = images.pin_memory(), targets.pin_memory()
+            images = images.to(self.device, non_blocking=asynchronous)
+            yield self.preprocess.normalise(images), targets.to(self.device, non_blocking=asynchronous)
+
+    def describe(self) -> dict[str, Any]:
+        """What makes a run over this loader the same run again (plain values)."""
+        return {
+            "samples": len(self.split),
+            "classes": list(self.classes),
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "augmentation": self._samples.augmenter.description if self._samples.augmenter else "none",
+            "size": list(self.preprocess.size),
+            "mean": list(self.preprocess.mean),
+            "std": list(self.preprocess.std),
+        }
+
+
+class Loaders(NamedTuple):
+    """What `make_loaders` returns; `val` is None where there is no validation split."""
+
+    train: Loader
+    val: Loader | None
+    test: Loader
+    preprocess: Preprocess
+
+
+class _Samples:
+    """Makes a whole batch from (epoch, indices); what workers run."""
+
+    def __init__(self, split: Split, preprocess: Preprocess, augmenter: Augmenter | None):
+        self.split, self.preprocess, self.augmenter = split, preprocess, augmenter
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, C) and int64 (N,)."""
+        epoch, indices = request
+        labels = torch.from_numpy(self.split.labels[indices])
+        if self.augmenter is None and isinstance(self.split, ArraySplit) and self._fits(self.split.images):
+            return torch.from_numpy(self.split.images[indices]), labels
+        with preserve_random_states():  # a user's augmentation may draw from the global generators
+            images = [self._image(epoch, int(index)) for index in indices]
+        return torch.from_numpy(np.stack(images)), labels
+
+    def _fits(self, images: np.ndarray) -> bool:
+        return images.shape[1:] == (*self.preprocess.size, self.preprocess.channels)
+
+    def _image(self, epoch: int, index: int) -> np.ndarray:
+        image = self.split[index][0]
+        if self.augmenter is None:
+            return self.preprocess.resize(image)
+        if not self.augmenter.takes_any_size:
+            image = self.preprocess.resize(image)
+        return self.preprocess.resize(self.augmenter(image, epoch, index))
+
+
+class _Workers:
+    """Processes that live as long as the loader, and are given each epoch's batches in turn."""
+
+    def __init__(self, samples: _Samples, count: int):
+        self._requests: list[tuple[int, np.ndarray]] = []
+        with preserve_random_states():
+            self._loader = torch.utils.data.DataLoader(
+                samples,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=_Requests(self),
+                num_workers=count,
+                persistent_workers=True,
+            )
+
+    def run(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
+        self._requests = requests
+        with preserve_random_states():  # torch draws a base seed for its workers; ours need none
+            batches = iter(self._loader)
+        return batches
+
+
+class _Requests(torch.utils.data.Sampler):
+    """Hands the current epoch's requests to torch's DataLoader."""
+
+    def __init__(self, workers: _Workers):
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return iter(self.workers._requests)
+
+    def __len__(self) -> int:
+        return len(self.workers._requests)
+
+
+def make_loaders(
+    data: ImageData,
+    augment: Augmentation = "none",
+    batch_size: int = 128,
+    *,
+    val_fraction: float = 0.0,
+    num_workers: int | None = None,
+    drop_last: bool = False,
+    seed: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    preprocess: Preprocess | None = None,
+) -> Loaders:
+    """Loaders of the splits of a data set. Only `train` is shuffled and augmented.
+
+    Args:
+        data: from `data.load` or `data.from_arrays`.
+        augment: a name of `AUGMENTATIONS`, operations, an `albumentations.Compose`, a torchvision transform, or a
+            callable from a uint8 image to another.
+        batch_size: images in a batch.
+        val_fraction: of each class of the training split, held out as `val`; 0 leaves `val` to what the data set has.
+        num_workers: None takes none for data in memory, and up to 8, one a core, for files.
+        drop_last: leave out a last training batch that is not full.
+        seed: of order, augmentation and held-out part; None is the one of `seed_everything`.
+        size: of the network's input, pixels or (height, width); None is that of the images, or 224 where they differ.
+        preprocess: in place of `size` and of the statistics of the raw training images, such as those of a pretrained
+            network.
+
+    Raises:
+        UnknownNameError: an unknown augmentation.
+        SettingError: a value that cannot be.
+        DataError: an unreadable image, or an augmentation that does not return a uint8 image.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+    if not 0 <= val_fraction < 1:
+        raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
+    if preprocess is not None and size is not None:
+        raise SettingError("size and preprocess both give the size of the input; pass one of them.")
+    seed = checked_seed(seed)
+    train, val = data.train, data.val
+    if val_fraction:
+        if val is not None:
+            raise SettingError(f"{data.name} has a validation split of its own; leave out val_fraction.")
+        rest, held_out = stratified_split(train.labels, val_fraction, seed, data.classes)
+        train, val = Subset(train, rest), Subset(train, held_out)
+    if preprocess is None:
+        mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(data.train)
+        preprocess = Preprocess(size or common_size(data.train), data.channels, mean, std)  # type: ignore[arg-type]
+    if preprocess.channels != data.channels:
+        raise DataError(
+            f"preprocess is for {preprocess.channels} channels, the images have {data.channels}. Load them with "
+            f"channels={preprocess.channels}."
+        )
+    if drop_last and batch_size > len(train):
+        raise SettingError(
+            f"drop_last=True leaves no batch: {len(train)} training images, batch_size={batch_size}. Choose a smaller one."
+        )
+    augmenter = Augmenter(augment, preprocess.size, preprocess.mean, seed)
+    common = {"classes": data.classes, "preprocess": preprocess, "batch_size": batch_size}
+    workers = _number_of_workers(data.train, num_workers)
+    loaders = Loaders(
+        train=Loader(
+            train, **common, augmenter=augmenter, shuffle=True, drop_last=drop_last, num_workers=workers, seed=seed
+        ),
+        val=None if val is None else Loader(val, **common, num_workers=workers),
+        test=Loader(data.test, **common, num_workers=workers),
+        preprocess=preprocess,
+    )
+    loaders.train._samples[0, np.array([0])]  # an augmentation that cannot work fails here, not in a worker
+    return loaders
+
+
+def common_size(split: Split) -> tuple[int, int]:
+    """(height, width) of the images where those looked at are of one size, else `DEFAULT_PHOTO_SIZE`."""
+    step = max(1, len(split) // _PROBED_SIZES)
+    sizes = Counter(image_size(split, index) for index in range(0, len(split), step))
+    return sizes.most_common(1)[0][0] if len(sizes) == 1 else DEFAULT_PHOTO_SIZE
+
+
+def _number_of_workers(split: Split, num_workers: int | None) -> int:
+    if num_workers is not None:
+        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+            raise SettingError(f"num_workers must be a whole number of at least 0, got {num_workers!r}.")
+        return num_workers
+    while isinstance(split, Subset):
+        split = split.split
+    if isinstance(split, ArraySplit):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_WORKERS, cores)

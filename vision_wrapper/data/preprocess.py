@@ -1,0 +1,105 @@
+"""The one owner of preprocessing: evaluation, CAM, classifier, checkpoint and export all use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_wrapper.errors import DataError, SettingError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a raw image becomes a network's input.
+
+    Attributes:
+        size: (height, width) of the input in pixels.
+        channels: 3 for RGB, 1 for grey.
+        mean: of the training pixels in [0, 1], one a channel.
+        std: their standard deviation, one a channel.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(s) for s in self.size)
+        if len(size) != 2 or min(size) < 1:
+            raise SettingError(f"size must be (height, width) in pixels, got {self.size!r}.")
+        mean, std = (tuple(float(v) for v in values) for values in (self.mean, self.std))
+        if len(mean) != self.channels or len(std) != self.channels:
+            raise SettingError(
+                f"mean and std need a value for each of {self.channels} channels, got {len(mean)} and {len(std)}."
+            )
+        if not all(0 <= v <= 1 for v in mean) or not all(0 < v <= 1 for v in std):
+            raise SettingError(
+                f"mean and std are of pixels in [0, 1], got {mean} and {std}. A standard deviation of 0 means that all "
+                "pixels are equal."
+            )
+        for name, value in (("size", size), ("mean", mean), ("std", std)):
+            object.__setattr__(self, name, value)
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """A uint8 image (H, W, C) of any size to (*size, C): scaled until it covers the size, then cut at the centre."""
+        if image.ndim != 3 or image.shape[2] != self.channels:
+            raise DataError(f"Expected an image (H, W, {self.channels}), got shape {image.shape}.")
+        height, width = self.size
+        if image.shape[:2] == (height, width):
+            return image
+        scale = max(height / image.shape[0], width / image.shape[1])
+        covering = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
+        # PIL's bilinear filter averages when it makes an image smaller; OpenCV's and torch's defaults skip pixels.
+        pil = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
+        resized = np.asarray(pil.resize(covering, Image.Resampling.BILINEAR)).reshape(covering[1], covering[0], -1)
+        top, left = (covering[1] - height) // 2, (covering[0] - width) // 2
+        return np.ascontiguousarray(resized[top : top + height, left : left + width])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) on any device to float32 (N, C, H, W), contiguous: (pixel / 255 - mean) / std."""
+        mean, std = self._constants(images.device)
+        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return x.sub_(mean).mul_(std)
+
+    def __call__(self, image: np.ndarray | Image.Image | Any) -> Tensor:
+        """One raw image (uint8 array (H, W, C), or a PIL image) to a float32 tensor (C, *size)."""
+        return self.batch([image])[0]
+
+    def batch(self, images: Any) -> Tensor:
+        """Raw images of any sizes to float32 (N, C, *size) on the CPU."""
+        return self.normalise(torch.from_numpy(np.stack([self.resize(self.as_array(image)) for image in images])))
+
+    def as_array(self, image: Any) -> np.ndarray:
+        """A PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3), as uint8 (H, W, channels)."""
+        from vision_wrapper.data.images import from_pil
+
+        if isinstance(image, Image.Image):
+            return from_pil(image, self.channels)
+        if isinstance(image, Tensor):
+            image = image.detach().cpu().numpy()
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise DataError(
+                "Expected a raw image: uint8 with 0..255, (H, W) or (H, W, C); got "
+                f"{getattr(image, 'dtype', type(image).__name__)}. Normalisation is done here."
+            )
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim == 3 and image.shape[2] != self.channels and {image.shape[2], self.channels} == {1, 3}:
+            return from_pil(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image), self.channels)
+        return image
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """255 * mean and 1 / (255 * std), shaped (C, 1, 1), kept on the device they were last used on."""
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0].device != device:
+            mean = torch.tensor(self.mean, dtype=torch.float64) * 255
+            scale = 1 / (torch.tensor(self.std, dtype=torch.float64) * 255)
+            kept = tuple(v.to(torch.float32).reshape(-1, 1, 1).to(device) for v in (mean, scale))
+            object.__setattr__(self, "_kept", kept)
+        return kept

@@ -1,0 +1,462 @@
+"""Where images come from: data sets by name, folders, arrays. Always raw: uint8, as they were stored."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.error import URLError
+
+import numpy as np
+from PIL import Image
+
+from vision_wrapper._lookup import Table
+from vision_wrapper._seeding import checked_seed
+from vision_wrapper.data.images import IMAGE_SUFFIXES, decode
+from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
+
+
+class Split(Protocol):
+    """Images and labels by index: `split[i]` is `(image, label)`, uint8 (H, W, C) and int."""
+
+    labels: np.ndarray  # int64 (N,)
+    channels: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
+
+    def origin(self, index: int) -> str:
+        """Where the image comes from: its file, or "index 12"."""
+        ...
+
+
+class ArraySplit:
+    """A split in memory. Grey images are shown as RGB where `channels` is 3, and stored once."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, channels: int):
+        self.images, self.labels, self.channels = images, labels, channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image = self.images[index]
+        if image.shape[-1] != self.channels:
+            image = np.repeat(image, self.channels, axis=-1)
+        return image, int(self.labels[index])
+
+    def origin(self, index: int) -> str:
+        """The index: an array has no files."""
+        return f"index {index}"
+
+
+class FolderSplit:
+    """A split of image files, decoded when they are asked for."""
+
+    def __init__(self, paths: Sequence[str], labels: np.ndarray, channels: int):
+        self.paths, self.labels, self.channels = list(paths), labels, channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return decode(self.paths[index], self.channels), int(self.labels[index])
+
+    def origin(self, index: int) -> str:
+        """The path of the file."""
+        return self.paths[index]
+
+
+class Subset:
+    """Some samples of another split, in the given order."""
+
+    def __init__(self, split: Split, indices: np.ndarray):
+        self.split, self.indices = split, np.asarray(indices)
+        self.labels, self.channels = split.labels[self.indices], split.channels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.split[int(self.indices[index])]
+
+    def origin(self, index: int) -> str:
+        """Where the whole split has it from."""
+        return self.split.origin(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Raw images with labels: `train[i]` is `(image, label)`, uint8 (H, W, C) and an index into `classes`.
+
+    `val` is a validation split that the source itself has, or None. `mean` and `std` are known statistics of the
+    training pixels in [0, 1], or None where they have to be computed (`data.stats`).
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    val: Split | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for grey."""
+        return self.train.channels
+
+    def splits(self) -> Iterator[tuple[str, Split]]:
+        """("train", …), ("val", …) where there is one, ("test", …)."""
+        for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if split is not None:
+                yield name, split
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """An entry of `DATASETS`: how to load it, and the mean and standard deviation of its raw training pixels."""
+
+    load: Callable[[Path, int], ImageData]  # (root, channels)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    description: str
+
+
+def load(
+    name: str | os.PathLike[str],
+    root: str | os.PathLike[str] = "data",
+    *,
+    channels: int = 3,
+    test_fraction: float = 0.2,
+    seed: int | None = None,
+    skip_unreadable: bool = False,
+) -> ImageData:
+    """A data set by its name in `DATASETS`, or a folder of images.
+
+    A folder holds `train/CLASS/*` with `test/CLASS/*` or `val/CLASS/*` (with both, `val` is the validation split), or
+    the classes alone, of which `test_fraction` is held out, stratified. Classes are sorted by name. Files are listed,
+    not opened.
+
+    Args:
+        name: "digits" (offline), "cifar10", "cifar100", "mnist", "fashion_mnist", or the path of a folder.
+        root: where named data sets are kept, and downloaded to once.
+        channels: 3 gives RGB, so that every model fits every data set; 1 gives grey.
+        test_fraction: of each class, for a folder without a test split.
+        seed: of that split; None is the one of `seed_everything`.
+        skip_unreadable: open every file of a folder first, and leave out what cannot be decoded, with a warning.
+
+    Raises:
+        UnknownNameError: neither a known name nor a path.
+        DataNotFoundError: the folder does not exist, or a download failed.
+        DataError: the folder is empty, has one class, a class in test that train lacks, or unreadable images.
+    """
+    if channels not in (1, 3):
+        raise SettingError(f"channels must be 3 (RGB) or 1 (grey), got {channels!r}.")
+    if isinstance(name, str) and name in DATASETS:
+        return _load_named(name, Path(root), channels)
+    path = Path(name)
+    if path.is_dir():
+        return load_folder(
+            path, channels=channels, test_fraction=test_fraction, seed=seed, skip_unreadable=skip_unreadable
+        )
+    looks_like_a_path = isinstance(name, os.PathLike) or os.sep in str(name) or "." in str(name)
+    if looks_like_a_path:
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DataNotFoundError(
+            f"The image folder {path} {what}. Expected {path}/train/CLASS/*.png with {path}/test/CLASS/*.png, or "
+            f"{path}/CLASS/*.png."
+        )
+    try:
+        DATASETS[str(name)]
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} Nor is there a folder of that name.") from None
+    raise AssertionError("unreachable")
+
+
+def _load_named(name: str, root: Path, channels: int) -> ImageData:
+    source = DATASETS[name]
+    try:
+        data = source.load(root, channels)
+    except (URLError, OSError, RuntimeError) as error:
+        raise DataNotFoundError(
+            f"{name} is not in {root.resolve()} and could not be downloaded: {error}. Connect to the network once, or "
+            'copy the data set there. "digits" needs no network: data.load("digits").'
+        ) from error
+    known = channels == 3 or len(source.mean) == 1
+    repeat = channels if len(source.mean) == 1 else 1
+    return ImageData(
+        name,
+        data.train,
+        data.test,
+        data.classes,
+        mean=source.mean * repeat if known else None,
+        std=source.std * repeat if known else None,
+    )
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str] | None = None,
+    *,
+    val: tuple[np.ndarray, np.ndarray] | None = None,
+    channels: int | None = None,
+    name: str = "arrays",
+) -> ImageData:
+    """A data set of arrays (or tensors).
+
+    Args:
+        train: images uint8 (N, H, W) or (N, H, W, C) with 0..255, and labels int (N,).
+        test: likewise.
+        classes: a name for each label; None names them "0", "1", ….
+        val: a validation split, likewise.
+        channels: None means 3 for grey and RGB images, so that every model fits, and C for any other C.
+        name: shown in figures and reports.
+
+    Raises:
+        DataError: other shapes or types, labels that do not fit, fewer than two classes.
+    """
+    if classes is None:
+        classes = [str(i) for i in range(int(np.max(np.asarray(train[1]), initial=0)) + 1)]
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise DataError(f"classes must be at least two different names, got {list(classes)[:5]!r}.")
+    splits = {}
+    for split_name, pair in (("train", train), ("test", test), ("val", val)):
+        splits[split_name] = None if pair is None else _array_split(split_name, pair, len(classes), channels)
+    if splits["train"].images.shape[-1] != splits["test"].images.shape[-1]:
+        raise DataError("train and test images differ in their number of channels.")
+    return ImageData(name, splits["train"], splits["test"], tuple(map(str, classes)), val=splits["val"])
+
+
+def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: int, channels: int | None) -> ArraySplit:
+    try:
+        images, labels = (np.asarray(part) for part in pair)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} must be a pair (images, labels) of arrays: {error}.") from error
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"{name} images must be uint8 with 0..255, got {images.dtype}. For values in [0, 1]: "
+            "(images * 255).round().astype('uint8')."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise DataError(f"{name} images must be (N, H, W) or (N, H, W, C) and not empty, got shape {images.shape}.")
+    if channels is None:
+        channels = 3 if images.shape[-1] in (1, 3) else images.shape[-1]
+    if images.shape[-1] not in (1, channels):
+        raise DataError(
+            f"{name} images have {images.shape[-1]} channels (shape {images.shape}, read as (N, H, W, C)), expected "
+            f"{channels} or grey. For (N, C, H, W): images.transpose(0, 2, 3, 1)."
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{name} labels must be whole numbers of shape ({len(images)},), got {labels.dtype} of shape {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
+        raise DataError(
+            f"{name} labels must be in 0..{num_classes - 1} for {num_classes} classes; label {bad} is {labels[bad]}."
+        )
+    return ArraySplit(images, labels.astype(np.int64), channels)
+
+
+# ---- folders
+
+
+def load_folder(
+    path: Path, *, channels: int, test_fraction: float, seed: int | None, skip_unreadable: bool
+) -> ImageData:
+    """The folder form of `load`."""
+    parts = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
+    if "train" not in parts:
+        classes = _class_names(path)
+        everything = _list_folder(path, classes, channels, skip_unreadable, every_class=True)
+        rest, held_out = stratified_split(everything.labels, test_fraction, checked_seed(seed), classes)
+        return ImageData(path.name, Subset(everything, rest), Subset(everything, held_out), classes)
+    if len(parts) == 1:
+        raise DataError(
+            f"{path} has train/ but neither test/ nor val/. Add one, or put the classes straight into {path}, of which "
+            "a part is then held out."
+        )
+    classes = _class_names(parts["train"])
+    for part in parts:
+        unknown = set(_class_names(parts[part], at_least=1)) - set(classes)
+        if unknown:
+            raise DataError(
+                f"{parts[part]} has classes that {parts['train']} lacks: {', '.join(sorted(unknown))}. A class must be "
+                "in train/ to be learned; remove its folder or add training images."
+            )
+    splits = {
+        part: _list_folder(folder, classes, channels, skip_unreadable, every_class=part == "train")
+        for part, folder in parts.items()
+    }
+    test = splits.get("test", splits.get("val"))
+    assert test is not None
+    return ImageData(path.name, splits["train"], test, classes, val=splits.get("val") if "test" in splits else None)
+
+
+def _class_names(folder: Path, at_least: int = 2) -> tuple[str, ...]:
+    names = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+    if len(names) < at_least:
+        found = f"one class ({names[0]})" if names else "no class folders"
+        raise DataError(
+            f"{folder} has {found}; expected at least two folders, one for each class, with its images inside."
+        )
+    return names
+
+
+def _list_folder(
+    folder: Path, classes: Sequence[str], channels: int, skip_unreadable: bool, every_class: bool
+) -> FolderSplit:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(_image_files(folder / name)) if (folder / name).is_dir() else []
+        if skip_unreadable:
+            files = _readable(files)
+        if every_class and not files:
+            raise DataError(
+                f"{folder / name} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))}). Add some, or remove "
+                "the folder."
+            )
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise DataError(f"{folder} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return FolderSplit(paths, np.asarray(labels, dtype=np.int64), channels)
+
+
+def _readable(files: Sequence[str]) -> list[str]:
+    """The files that can be decoded; a warning names the others."""
+    readable = []
+    for file in files:
+        try:
+            decode(file)
+            readable.append(file)
+        except DataError as error:
+            warnings.warn(f"Left out: {error}", stacklevel=2)
+    return readable
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _image_files(Path(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
+            yield entry.path
+
+
+def image_size(split: Split, index: int) -> tuple[int, int]:
+    """(height, width) of an image as it will be decoded; of a file, only the header is read."""
+    while isinstance(split, Subset):
+        split, index = split.split, int(split.indices[index])
+    if isinstance(split, FolderSplit):
+        try:
+            with Image.open(split.paths[index]) as image:
+                width, height = image.size
+                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            return (width, height) if turned else (height, width)
+        except Exception:
+            decode(split.paths[index])  # raises the error that names the file, if there is one
+    return split[index][0].shape[:2]
+
+
+# ---- splits
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of (the rest, the held-out part): `fraction` of each class, at least one image, at random.
+
+    Raises `DataError` for a class with a single image, `SettingError` for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise SettingError(f"The held-out fraction must be between 0 and 1, got {fraction!r}.")
+    random = np.random.default_rng([seed, 0x5917])  # a stream of its own
+    held_out = []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(f"Class {name} has {len(members)} image; at least two are needed to hold one out.")
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out.append(random.permutation(members)[:count])
+    chosen = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+# ---- data sets by name
+
+
+def _load_digits(root: Path, channels: int) -> ImageData:
+    """1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin & Kaynak 1998), 8x8 scaled to 32x32."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    images = np.stack([np.asarray(Image.fromarray(i).resize((32, 32), Image.Resampling.BICUBIC)) for i in small])
+    labels = digits.target.astype(np.int64)
+    classes = tuple(str(digit) for digit in range(10))
+    # The split is part of the data set: it does not follow the run's seed.
+    rest, held_out = stratified_split(labels, fraction=0.2, seed=0, classes=classes)
+    train, test = (ArraySplit(images[part][..., None], labels[part], channels) for part in (rest, held_out))
+    return ImageData("digits", train, test, classes)
+
+
+def _torchvision_data(class_name: str, classes: tuple[str, ...] | None = None) -> Callable[[Path, int], ImageData]:
+    def load_it(root: Path, channels: int) -> ImageData:
+        import torchvision.datasets
+
+        constructor = getattr(torchvision.datasets, class_name)
+        splits = []
+        for train in (True, False):
+            dataset = constructor(str(root), train=train, download=True)
+            images, labels = np.asarray(dataset.data), np.asarray(dataset.targets, dtype=np.int64)
+            if images.ndim == 3:
+                images = images[..., None]
+            if images.shape[-1] == 3 and channels == 1:
+                images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
+            splits.append(ArraySplit(images, labels, channels))
+        return ImageData(class_name, *splits, tuple(classes or dataset.classes))
+
+    return load_it
+
+
+DATASETS: Table[DataSource] = Table(
+    "data set",
+    {
+        "digits": DataSource(
+            _load_digits, (0.30992751,), (0.34919429,), "1,797 handwritten digits, offline, scaled to 32x32"
+        ),
+        "cifar10": DataSource(
+            _torchvision_data("CIFAR10"),
+            (0.49139968, 0.48215841, 0.44653091),
+            (0.24703223, 0.24348513, 0.26158784),
+            "60,000 photographs of 10 classes, 32x32, RGB",
+        ),
+        "cifar100": DataSource(
+            _torchvision_data("CIFAR100"),
+            (0.50707516, 0.48654887, 0.44091784),
+            (0.26733429, 0.25643846, 0.27615047),
+            "60,000 photographs of 100 classes, 32x32, RGB",
+        ),
+        "mnist": DataSource(
+            _torchvision_data("MNIST", tuple("0123456789")),
+            (0.13066048,),
+            (0.30810781,),
+            "70,000 handwritten digits, 28x28, grey",
+        ),
+        "fashion_mnist": DataSource(
+            _torchvision_data("FashionMNIST"),
+            (0.28604060,),
+            (0.35302424,),
+            "70,000 pictures of clothes of 10 kinds, 28x28, grey",
+        ),
+    },
+)

@@ -1,0 +1,132 @@
+"""Statistics of raw images: exact mean and standard deviation, counts, sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from vision_wrapper.data.sources import ArraySplit, ImageData, Split, image_size
+
+_CHUNK = 500  # images at a time: what memory is bounded by (75 MB at 224x224)
+_LARGE = 100_000  # pixels
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What `data.stats` finds.
+
+    Attributes:
+        mean: of the raw training pixels in [0, 1], one a channel.
+        std: their (population) standard deviation, one a channel.
+        classes: the names.
+        counts: how many images of each class, by split: {"train": (…), "test": (…)}.
+        sizes: how many images of each (height, width), by split.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    sizes: dict[str, dict[tuple[int, int], int]]
+
+    def __str__(self) -> str:
+        lines = [
+            "mean  " + "  ".join(f"{value:.8f}" for value in self.mean) + "   (training pixels in [0, 1])",
+            "std   " + "  ".join(f"{value:.8f}" for value in self.std),
+        ]
+        for split, counts in self.counts.items():
+            sizes = ", ".join(f"{h}x{w}" for (h, w), _ in Counter(self.sizes[split]).most_common(5))
+            more = "" if len(self.sizes[split]) <= 5 else f" and {len(self.sizes[split]) - 5} other sizes"
+            lines.append(f"{split:5} {sum(counts):,} images of {sizes}{more} (height x width)")
+        width = max(len(name) for name in self.classes)
+        splits = list(self.counts)
+        lines.append(f"{'class':{width}}  " + "  ".join(f"{split:>7}" for split in splits))
+        for i, name in enumerate(self.classes):
+            lines.append(f"{name:{width}}  " + "  ".join(f"{self.counts[split][i]:7,}" for split in splits))
+        return "\n".join(lines)
+
+
+def stats(data: ImageData) -> Stats:
+    """Exact statistics of the raw images, in one pass and constant memory; nothing is augmented or normalised.
+
+    Mean and standard deviation are of all training pixels; sums are of whole numbers, so nothing is rounded on the way.
+    Raises `DataError` for an image that cannot be read.
+    """
+    totals = {name: _totals(split) for name, split in data.splits()}
+    counts = {
+        name: tuple(int(n) for n in np.bincount(split.labels, minlength=len(data.classes)))
+        for name, split in data.splits()
+    }
+    sizes = {name: dict(total.sizes) for name, total in totals.items()}
+    return Stats(*totals["train"].mean_and_std(), data.classes, counts, sizes)
+
+
+def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact mean and standard deviation of the raw pixels in [0, 1], one a channel."""
+    return _totals(split).mean_and_std()
+
+
+# Decoding a folder is the whole cost, so it is done once for each listing of one.
+_of_files: WeakKeyDictionary[Split, _Totals] = WeakKeyDictionary()
+
+
+def _totals(split: Split) -> _Totals:
+    if split in _of_files:
+        return _of_files[split]
+    totals = _Totals(split.channels)
+    for images in _chunks(split):
+        totals.add(images)
+    if not isinstance(split, ArraySplit):
+        _of_files[split] = totals
+    return totals
+
+
+class _Totals:
+    """Histograms of the 256 pixel values, one a channel: they hold every sum exactly."""
+
+    def __init__(self, channels: int):
+        self.histograms = np.zeros((channels, 256), dtype=np.int64)
+        self.sizes: Counter[tuple[int, int]] = Counter()
+
+    def add(self, images: np.ndarray) -> None:
+        """Count uint8 images (N, H, W, C); a single channel counts for all."""
+        n, height, width, channels = images.shape
+        self.sizes[height, width] += n
+        for c, histogram in enumerate(self.histograms):
+            histogram += np.bincount(images[..., c if channels > 1 else 0].ravel(), minlength=256)
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Means and standard deviations of the pixels divided by 255."""
+        mean, std = [], []
+        for histogram in self.histograms.tolist():  # python's whole numbers neither round nor overflow
+            n = sum(histogram)
+            total = sum(count * value for value, count in enumerate(histogram))
+            squares = sum(count * value * value for value, count in enumerate(histogram))
+            mean.append(total / (255 * n))
+            std.append((n * squares - total * total) ** 0.5 / (255 * n))
+        return tuple(mean), tuple(std)
+
+
+def _chunks(split: Split) -> Iterator[np.ndarray]:
+    """The images of a split, as uint8 (N, H, W, C)."""
+    if isinstance(split, ArraySplit):
+        for start in range(0, len(split), _CHUNK):
+            yield split.images[start : start + _CHUNK]
+        return
+    # Decoding large images releases the interpreter's lock; for small ones threads only get in each other's way.
+    height, width = image_size(split, 0)
+    threads = None if height * width < _LARGE else ThreadPoolExecutor()
+    with threads or nullcontext():
+        for start in range(0, len(split), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(split)))
+            by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+            for image, _ in (threads.map if threads else map)(split.__getitem__, indices):
+                by_size.setdefault(image.shape, []).append(image)
+            for images in by_size.values():
+                yield np.stack(images)

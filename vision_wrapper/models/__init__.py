@@ -1,0 +1,54 @@
+"""Networks that return logits, and what one does with networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from vision_wrapper._lookup import Table, check_names
+from vision_wrapper.models.custom_resnet import CustomResNet
+from vision_wrapper.models.resnet import ResNet, resnet18, resnet34
+from vision_wrapper.models.summary import summary
+from vision_wrapper.models.weights import (
+    freeze,
+    from_pytorch_cifar,
+    head_of,
+    load_weights,
+    parameter_groups,
+    unfreeze,
+)
+
+__all__ = [
+    "MODELS",
+    "CustomResNet",
+    "ResNet",
+    "build_model",
+    "freeze",
+    "from_pytorch_cifar",
+    "head_of",
+    "load_weights",
+    "parameter_groups",
+    "resnet18",
+    "resnet34",
+    "summary",
+    "unfreeze",
+]
+
+MODELS: Table[Callable[..., nn.Module]] = Table(
+    "model", {"custom_resnet": CustomResNet, "resnet18": resnet18, "resnet34": resnet34}
+)
+
+
+def build_model(name: str, **arguments: Any) -> nn.Module:
+    """A new network by its name in `MODELS`; the arguments are its constructor's.
+
+    Raises:
+        UnknownNameError: an unknown model or argument.
+    """
+    import inspect
+
+    constructor = MODELS[name]
+    check_names(f"argument of {name}", arguments, inspect.signature(constructor).parameters)
+    return constructor(**arguments)

@@ -1,0 +1,97 @@
+"""The custom ResNet of the CIFAR-10 assignments: David Page's ResNet-9 (2018) without his logit scale of 0.125."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vision_wrapper.errors import SettingError
+from vision_wrapper.models.layers import NORMS, NormLayer, check_classes_and_channels
+
+
+class CustomResNet(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 8.
+
+    At 32x32 and with the default widths: prep 64x32x32; layer 1 128x16x16 with a residual; layer 2 256x8x8; layer 3
+    512x4x4 with a residual; pooling to 512x1x1; linear. 6,573,130 parameters, 6,575,370 with convolution bias.
+
+    Args:
+        num_classes: how many logits.
+        in_channels: 3 for RGB, 1 for grey.
+        bias: whether convolutions have a bias.
+        pool: what reduces the last map to one value a channel, "max" or "avg".
+        activation_after_add: apply ReLU to the sum of a residual and its input.
+        dropout: probability before the linear layer.
+        norm: "batch", "layer" (GroupNorm(1, C)), "group" or "instance".
+        widths: channels of prep and of the three layers.
+
+    Raises:
+        UnknownNameError: an unknown norm.
+        SettingError: any other value that cannot be.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        bias: bool = False,
+        pool: Literal["max", "avg"] = "max",
+        activation_after_add: bool = False,
+        dropout: float = 0.0,
+        norm: str = "batch",
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+    ):
+        super().__init__()
+        check_classes_and_channels(num_classes, in_channels)
+        if pool not in ("max", "avg"):
+            raise SettingError(f'pool must be "max" or "avg", got {pool!r}.')
+        if not 0 <= dropout < 1:
+            raise SettingError(f"dropout is a probability in [0, 1), got {dropout!r}.")
+        if len(widths) != 4:
+            raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
+        make_norm = NORMS[norm]
+        w0, w1, w2, w3 = widths
+        self.prep = conv_block(in_channels, w0, make_norm, bias)
+        self.layer1 = nn.Sequential(
+            conv_block(w0, w1, make_norm, bias, halve=True), Residual(w1, make_norm, bias, activation_after_add)
+        )
+        self.layer2 = conv_block(w1, w2, make_norm, bias, halve=True)
+        self.layer3 = nn.Sequential(
+            conv_block(w2, w3, make_norm, bias, halve=True), Residual(w3, make_norm, bias, activation_after_add)
+        )
+        self.pool = nn.AdaptiveMaxPool2d(1) if pool == "max" else nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(w3, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        x = self.prep(x)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.pool(x).flatten(1)  # (N, widths[3])
+        return self.fc(self.dropout(x))
+
+
+class Residual(nn.Module):
+    """x plus two convolutions of x, each with norm and ReLU."""
+
+    def __init__(self, channels: int, make_norm: NormLayer, bias: bool, activation_after_add: bool):
+        super().__init__()
+        self.conv1 = conv_block(channels, channels, make_norm, bias)
+        self.conv2 = conv_block(channels, channels, make_norm, bias)
+        self.activation_after_add = activation_after_add
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        total = x + self.conv2(self.conv1(x))
+        return torch.relu(total) if self.activation_after_add else total
+
+
+def conv_block(inputs: int, outputs: int, make_norm: NormLayer, bias: bool, halve: bool = False) -> nn.Sequential:
+    """A 3x3 convolution, max pooling of 2 where it is to `halve` the map, norm, ReLU."""
+    layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))]
+    if halve:
+        layers.append(("pool", nn.MaxPool2d(2)))
+    return nn.Sequential(OrderedDict([*layers, ("norm", make_norm(outputs)), ("relu", nn.ReLU())]))

@@ -1,0 +1,185 @@
+"""Weights from elsewhere: files, torchvision's names, and the names that pytorch-cifar gives."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from vision_wrapper._lookup import unknown_name
+from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherModelError, SettingError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+HEAD = "fc"  # the linear layer at the end, in every network of this library and in torchvision's ResNets
+
+
+def load_weights(
+    model: Model, weights: str | os.PathLike[str] | None, *, torchvision_name: str | None = None
+) -> Model:
+    """Load a file, or torchvision's weights of that name, into the model, and return it. None loads nothing.
+
+    A head (`fc`) whose shape differs is left as it is: that is fine-tuning on other classes. Any other difference in
+    names or shapes raises `OtherModelError`, and the model is unchanged.
+    """
+    if weights is None:
+        return model
+    path = Path(weights)
+    if path.suffix in (".safetensors", ".pth", ".pt") or path.exists():
+        state = read_state_dict(path)
+    elif torchvision_name is not None:
+        state = _torchvision_state_dict(torchvision_name, str(weights))
+    else:
+        raise DataNotFoundError(f"There is no file {weights}.")
+    state = from_pytorch_cifar(state)
+    own = model.state_dict()
+    for name in (f"{HEAD}.weight", f"{HEAD}.bias"):
+        if name in state and name in own and state[name].shape != own[name].shape:
+            state[name] = own[name]
+    check_fits(own, state, str(weights))
+    model.load_state_dict(state)
+    return model
+
+
+def check_fits(own: dict[str, Tensor], given: dict[str, Tensor], source: str) -> None:
+    """Raise `OtherModelError` unless the two state dicts have the same names and shapes."""
+    differences = [f"{name} is missing" for name in own if name not in given]
+    differences += [f"{name} is not in the model" for name in given if name not in own]
+    differences += [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in given and own[name].shape != given[name].shape
+    ]
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise OtherModelError(
+            f"The weights in {source} are of another network: {'; '.join(differences[:3])}{more}. Build the model with "
+            "the arguments it was saved with."
+        )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file that holds a state dict and nothing that runs code."""
+    if not path.exists():
+        raise DataNotFoundError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise DamagedFileError(f"{path} does not hold plain weights: {error}.") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise DamagedFileError(f"{path} is damaged: {error}.") from error
+        raise
+    for key in ("state_dict", "model", "net"):  # the wrappings in common use
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DamagedFileError(f"{path} does not hold a state dict (names with tensors).")
+    return state
+
+
+def from_pytorch_cifar(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names of kuangliu's pytorch-cifar, renamed to torchvision's; others come back unchanged.
+
+    Its ResNets call the projection `shortcut` and the head `linear`, and a DataParallel wrapper adds `module.`.
+    """
+
+    def renamed(name: str) -> str:
+        name = name.removeprefix("module.").replace(".shortcut.", ".downsample.")
+        return f"{HEAD}{name.removeprefix('linear')}" if name.startswith("linear.") else name
+
+    return {renamed(name): value for name, value in state.items()}
+
+
+def _torchvision_state_dict(model_name: str, weights_name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    choices = get_model_weights(model_name)
+    if weights_name not in choices.__members__:
+        raise unknown_name(f"weights of {model_name}", weights_name, choices.__members__)
+    try:
+        return dict(choices[weights_name].get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError) as error:
+        raise DataNotFoundError(
+            f"torchvision's {model_name} {weights_name} is not on this machine and could not be downloaded ({error}). "
+            "Download the .pth file elsewhere and pass its path as weights=."
+        ) from error
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The classifying layer: `fc`, or else the last linear layer of the network."""
+    head = getattr(model, HEAD, None)
+    if isinstance(head, nn.Module):
+        return head
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise SettingError(f"{type(model).__name__} has no linear layer, so its head is not known.")
+    return linear[-1]
+
+
+def freeze(model: nn.Module) -> None:
+    """Freeze the body: no gradients for anything but the head, and batch statistics that stay as they are.
+
+    The body's modules are put in eval mode, and `Trainer.fit` leaves them there. `unfreeze` takes it back.
+    """
+    _set_frozen(model, frozen=True)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let every parameter learn again, and put every module in train mode."""
+    _set_frozen(model, frozen=False)
+
+
+def _set_frozen(model: nn.Module, frozen: bool) -> None:
+    head = head_of(model)
+    head_modules, head_parameters = set(head.modules()), set(head.parameters())
+    model.train()
+    for module in model.modules():
+        if module is not model and module not in head_modules and head not in module.modules():
+            module.train(not frozen)
+    for parameter in model.parameters():
+        parameter.requires_grad_(not frozen or parameter in head_parameters)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, body_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for any torch optimizer: head and body, and of each the weights and the rest (norms and biases).
+
+    Args:
+        model: its parameters without `requires_grad` are left out.
+        lr: learning rate of the head.
+        body_lr: of the body; None means `lr`.
+        weight_decay: of the weights; norms and biases have none.
+
+    Returns:
+        Up to four dicts with "name" ("head", "head_norms_biases", "body", "body_norms_biases"), "params", "lr" and
+        "weight_decay". Schedules and the LR finder keep the proportion of the groups' rates.
+    """
+    head = set(head_of(model).parameters())
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        in_head, is_weight = parameter in head, parameter.ndim > 1  # norms and biases are vectors
+        name = ("head" if in_head else "body") + ("" if is_weight else "_norms_biases")
+        group = groups.setdefault(
+            name,
+            {
+                "name": name,
+                "params": [],
+                "lr": lr if in_head or body_lr is None else body_lr,
+                "weight_decay": weight_decay if is_weight else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
