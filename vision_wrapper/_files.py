@@ -22,6 +22,7 @@ from vision_wrapper.errors import CheckpointError, DamagedFileError, DataNotFoun
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit; a larger claim is damage or an attack
 _NO_DIGEST = "0" * 64
+_DIGEST_KEY = b'"sha256":"'  # only the header's own: quotes inside its texts are escaped
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -100,7 +101,7 @@ def write_tensors(path: PathLike, kind: str, tree: Any, **metadata: str) -> None
         "content": json.dumps(_encode(tree, tensors, "")),
     }
     blob = bytearray(save(tensors, header))
-    at = blob.index(_NO_DIGEST.encode())
+    at = blob.index(_DIGEST_KEY + _NO_DIGEST.encode()) + len(_DIGEST_KEY)
     blob[at : at + 64] = hashlib.sha256(blob).hexdigest().encode()
     write_bytes(path, bytes(blob))
 
@@ -121,7 +122,7 @@ def read_tensors(path: PathLike, kind: str) -> tuple[Any, dict[str, str]]:
     if header.get("vision_wrapper") != kind:
         raise DamagedFileError(f"{path} is no {kind} of vision_wrapper (it says: {header.get('vision_wrapper')!r}).")
     digest = header.get("sha256", "")
-    at = blob.find(digest.encode())
+    at = blob.find(_DIGEST_KEY + digest.encode()) + len(_DIGEST_KEY)
     unsigned = blob[:at] + _NO_DIGEST.encode() + blob[at + 64 :]
     if len(digest) != 64 or hashlib.sha256(unsigned).hexdigest() != digest:
         raise DamagedFileError(f"{path} is damaged: its content does not fit its checksum. Use an earlier copy.")
@@ -163,7 +164,7 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, np.ndarray):
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(value)).clone()
+        tensors[name] = torch.from_numpy(np.array(value, order="C"))  # a copy; zero dimensions stay zero
         return {"array": name}
     if isinstance(value, np.generic):
         return value.item()

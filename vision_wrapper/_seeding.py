@@ -20,10 +20,12 @@ def seed_everything(seed: int) -> None:
     import torch
 
     global _default_seed
+    if seed is None:
+        raise SettingError("seed_everything needs a seed, got None.")
     _default_seed = checked_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)  # the CPU, CUDA and MPS generators
+    random.seed(_default_seed)
+    np.random.seed(_default_seed)
+    torch.manual_seed(_default_seed)  # the CPU, CUDA and MPS generators
 
 
 def checked_seed(seed: int | None) -> int:

@@ -54,3 +54,7 @@ class OtherRunError(CheckpointError):
 
 class MissingPackageError(VisionWrapperError, ImportError):
     """An optional package is not installed; the message has the command that installs it."""
+
+
+class DeviceMemoryError(VisionWrapperError, RuntimeError):
+    """The device's memory did not suffice; the message has the batch size to try next."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -240,7 +241,7 @@ class Augmenter:
 
     def __init__(self, augment: Augmentation, size: tuple[int, int], mean: Sequence[float], seed: int):
         self.size, self.seed = size, seed
-        self.description = augment if isinstance(augment, str) else repr(augment)
+        self.description = _describe(augment)
         operations: Operations | None = None
         if isinstance(augment, str):
             operations = AUGMENTATIONS[augment]
@@ -266,17 +267,30 @@ class Augmenter:
                 return None
             compose = _albumentations().Compose([operation.compile(size, mean) for operation in operations])
             return _Albumentations(compose, self._random)
-        if type(augment).__module__.split(".")[0] == "albumentations":
+        if _comes_from(augment, "albumentations"):
             import copy
 
             return _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
         if callable(augment):
-            wants_pil = type(augment).__module__.split(".")[0] == "torchvision"
-            return _GlobalRandomness(augment, self._random, wants_pil)
+            return _GlobalRandomness(augment, self._random, wants_pil=_comes_from(augment, "torchvision"))
         raise SettingError(
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."
         )
+
+
+def _describe(augment: Augmentation) -> str:
+    """A text that is the same in every process: without addresses."""
+    if isinstance(augment, str):
+        return augment
+    if hasattr(augment, "__qualname__"):  # a function or a class
+        return f"{augment.__module__}.{augment.__qualname__}"  # type: ignore[union-attr]
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(augment))
+
+
+def _comes_from(augment: object, package: str) -> bool:
+    """Whether its class, or one that this is derived from, is that package's."""
+    return any(kind.__module__.split(".")[0] == package for kind in type(augment).__mro__)
 
 
 class _Albumentations:
@@ -306,7 +320,7 @@ class _GlobalRandomness:
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
         if not self.wants_pil:
-            return checked_image(self.function(image))
+            return checked_image(self.function(image.copy()))  # the raw image, should it draw on its argument
         return checked_image(self.function(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)))
 
 

@@ -45,9 +45,10 @@ def _unreadable(path: str | Path, error: BaseException) -> DataError:
 
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
     """A PIL image of any mode as uint8 (H, W, channels); see `decode`."""
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
+        image = Image.fromarray(_to_eight_bits(np.asarray(image), sixteen_bits))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -56,9 +57,10 @@ def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
     return array[:, :, None] if channels == 1 else array
 
 
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values in 0..255, 0..65535 or (float) 0..1 as uint8."""
+def _to_eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
+    """Grey values as uint8; where the file does not say so, 0..1, 0..255 or 0..65535 is told from the largest."""
+    floating = values.dtype.kind == "f"
     values = values.astype(np.float64)
-    largest = float(values.max(initial=0))
-    scale = 255.0 if largest <= 1 else 1.0 if largest <= 255 else 255.0 / 65535.0
+    largest = 65535.0 if sixteen_bits else float(values.max(initial=0))
+    scale = 255.0 if floating and largest <= 1 else 1.0 if largest <= 255 else 255.0 / 65535.0
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)

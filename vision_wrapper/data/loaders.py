@@ -57,7 +57,7 @@ class Loader:
         self.epoch = 0
         self.device = torch.device("cpu")
         self._samples = _Samples(split, preprocess, augmenter)
-        self._workers: _Workers | None = None
+        self._workers: list[_Workers] = []
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -87,14 +87,21 @@ class Loader:
         if not self.num_workers:
             produced: Iterable[tuple[Tensor, Tensor]] = map(self._samples.__getitem__, requests)
         else:
-            self._workers = self._workers or _Workers(self._samples, self.num_workers)
-            produced = self._workers.run(requests)
+            produced = self._idle_workers().run(requests)
         asynchronous = self.device.type == "cuda"
         for images, targets in produced:
             if asynchronous:  # pinned memory is copied without waiting
                 images, targets = images.pin_memory(), targets.pin_memory()
             images = images.to(self.device, non_blocking=asynchronous)
             yield self.preprocess.normalise(images), targets.to(self.device, non_blocking=asynchronous)
+
+    def _idle_workers(self) -> _Workers:
+        """Workers that no unfinished pass is using: a second pass beside it needs its own."""
+        for workers in self._workers:
+            if not workers.busy:
+                return workers
+        self._workers.append(_Workers(self._samples, self.num_workers))
+        return self._workers[-1]
 
     def describe(self) -> dict[str, Any]:
         """What makes a run over this loader the same run again (plain values)."""
@@ -154,6 +161,7 @@ class _Workers:
 
     def __init__(self, samples: _Samples, count: int):
         self._requests: list[tuple[int, np.ndarray]] = []
+        self.busy = False
         with preserve_random_states():
             self._loader = torch.utils.data.DataLoader(
                 samples,  # type: ignore[arg-type]
@@ -164,10 +172,13 @@ class _Workers:
             )
 
     def run(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._requests = requests
-        with preserve_random_states():  # torch draws a base seed for its workers; ours need none
-            batches = iter(self._loader)
-        return batches
+        self._requests, self.busy = requests, True
+        try:
+            with preserve_random_states():  # torch draws a base seed for its workers; ours need none
+                batches = iter(self._loader)
+            yield from batches
+        finally:
+            self.busy = False  # also when the pass is left before its end
 
 
 class _Requests(torch.utils.data.Sampler):

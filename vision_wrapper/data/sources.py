@@ -228,8 +228,9 @@ def from_arrays(
     splits = {}
     for split_name, pair in (("train", train), ("test", test), ("val", val)):
         splits[split_name] = None if pair is None else _array_split(split_name, pair, len(classes), channels)
-    if splits["train"].images.shape[-1] != splits["test"].images.shape[-1]:
-        raise DataError("train and test images differ in their number of channels.")
+    found = {split_name: split.images.shape[-1] for split_name, split in splits.items() if split is not None}
+    if len(set(found.values())) > 1:
+        raise DataError(f"The splits must have images of the same number of channels, got {found}.")
     return ImageData(name, splits["train"], splits["test"], tuple(map(str, classes)), val=splits["val"])
 
 
@@ -274,7 +275,12 @@ def load_folder(
 ) -> ImageData:
     """The folder form of `load`."""
     parts = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
-    if "train" not in parts:
+    if parts and "train" not in parts:
+        raise DataError(
+            f"{path} has {' and '.join(f'{part}/' for part in parts)} but no train/. Add {path / 'train'}/CLASS/*, or "
+            f"put the classes straight into {path}."
+        )
+    if not parts:
         classes = _class_names(path)
         everything = _list_folder(path, classes, channels, skip_unreadable, every_class=True)
         rest, held_out = stratified_split(everything.labels, test_fraction, checked_seed(seed), classes)
@@ -339,7 +345,7 @@ def _readable(files: Sequence[str]) -> list[str]:
         try:
             decode(file)
             readable.append(file)
-        except DataError as error:
+        except (DataError, DataNotFoundError) as error:  # a link that leads nowhere is not found
             warnings.warn(f"Left out: {error}", stacklevel=2)
     return readable
 

@@ -44,6 +44,8 @@ MODELS: Table[Callable[..., nn.Module]] = Table(
 def build_model(name: str, **arguments: Any) -> nn.Module:
     """A new network by its name in `MODELS`; the arguments are its constructor's.
 
+    Its `.architecture` is {"name": …, "arguments": {…}}, from which a classifier file rebuilds it.
+
     Raises:
         UnknownNameError: an unknown model or argument.
     """
@@ -51,4 +53,8 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
 
     constructor = MODELS[name]
     check_names(f"argument of {name}", arguments, inspect.signature(constructor).parameters)
-    return constructor(**arguments)
+    model = constructor(**arguments)
+    if getattr(model, "architecture", None) is None:  # one that was added to MODELS and keeps no record of its own
+        arguments.pop("weights", None)
+        vars(model)["architecture"] = {"name": name, "arguments": arguments}
+    return model

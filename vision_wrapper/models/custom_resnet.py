@@ -53,6 +53,20 @@ class CustomResNet(nn.Module):
         if len(widths) != 4:
             raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
         make_norm = NORMS[norm]
+        # What rebuilds this network with `build_model`; a classifier file carries it.
+        self.architecture = {
+            "name": "custom_resnet",
+            "arguments": {
+                "num_classes": num_classes,
+                "in_channels": in_channels,
+                "bias": bias,
+                "pool": pool,
+                "activation_after_add": activation_after_add,
+                "dropout": dropout,
+                "norm": norm,
+                "widths": list(widths),
+            },
+        }
         w0, w1, w2, w3 = widths
         self.prep = conv_block(in_channels, w0, make_norm, bias)
         self.layer1 = nn.Sequential(

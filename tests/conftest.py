@@ -1,0 +1,64 @@
+"""What the tests share: small data, and a machine that several test processes share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision_wrapper import _seeding, data
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def default_seed():
+    """Every test starts and leaves with the default seed, and with the same random states."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    yield
+    _seeding._default_seed = 0
+
+
+def random_images(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """uint8 (count, size, size, channels)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny() -> data.ImageData:
+    """24 training and 9 test images of 16x16, RGB, three classes in turn."""
+    return data.from_arrays(
+        train=(random_images(24, 16), np.arange(24) % 3),
+        test=(random_images(9, 16, seed=1), np.arange(9) % 3),
+        classes=("ant", "bee", "cat"),
+    )
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """train/ and test/ with the classes cat and dog: 4 and 2 PNG files of 12x10 pixels (width x height) each."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("dog", "cat"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def cifar_folder() -> Path:
+    """The folder of CIFAR-10's real images, train/CLASS/*.png and test/CLASS/*.png."""
+    folder = os.environ.get("VISION_WRAPPER_CIFAR10")
+    if not folder:
+        pytest.skip("VISION_WRAPPER_CIFAR10 does not name the folder of CIFAR-10's images")
+    return Path(folder)

@@ -1,0 +1,77 @@
+"""Every example runs in an empty folder, is short, and the assignment becomes a notebook."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ASSIGNMENT = EXAMPLES / "cifar10_assignment.py"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+SHORT = [script for script in SCRIPTS if script != ASSIGNMENT]
+# What an example leaves in runs/, and what it says.
+MADE = {
+    "cifar10_assignment": ["assignment/gradcam.png", "assignment/history.csv", "assignment/model.safetensors"],
+    "explain_mistakes": ["mistakes/gradcam.png", "mistakes/mistakes.csv"],
+    "find_learning_rate": ["find_learning_rate.png", "schedule.png"],
+    "own_folder": ["own_folder.safetensors"],
+    "own_model": ["own_model.safetensors"],
+    "train": ["train.csv", "train.png"],
+}
+SAYS = {"resume": "Same weights as without the interruption: True", "own_callback": "Stopped after"}
+
+
+def name_of(script: Path) -> str:
+    return script.stem
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "MPLBACKEND": "Agg", "VISION_WRAPPER_QUICK": "1"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_example_runs(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for file in MADE.get(script.stem, []):
+        assert (tmp_path / "runs" / file).stat().st_size > 0
+    assert SAYS.get(script.stem, "") in done.stdout
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"runs"}, "an example writes to runs/ alone"
+
+
+@pytest.mark.parametrize("script", SHORT, ids=name_of)
+def test_example_is_short_and_says_its_idea(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    assert text.startswith('"""')
+
+
+def test_every_idea_has_an_example() -> None:
+    ideas = {"train", "find_learning_rate", "own_folder", "own_model", "own_callback", "resume", "explain_mistakes"}
+    assert ideas | {"fine_tune"} <= {script.stem for script in SHORT}
+
+
+def test_the_assignment_becomes_a_notebook_that_runs(tmp_path: Path) -> None:
+    jupytext = pytest.importorskip("jupytext")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = jupytext.read(ASSIGNMENT)
+    nbformat.validate(nbformat.from_dict(notebook))
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].source == "%pip install -q vision-wrapper"
+    assert sum(cell.cell_type == "markdown" for cell in notebook.cells) > 8
+
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook.cells.remove(code[0])  # it is installed already, and a test asks no package index
+    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISION_WRAPPER_QUICK", "1")
+        client.execute()
+    pictures = [out for cell in code for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert len(pictures) >= 8, "every figure of the notebook is shown"

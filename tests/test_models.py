@@ -1,0 +1,343 @@
+"""Every network of MODELS."""
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from vision_wrapper import models
+from vision_wrapper.errors import (
+    DamagedFileError,
+    DataNotFoundError,
+    OtherModelError,
+    SettingError,
+    UnknownNameError,
+)
+from vision_wrapper.models import MODELS, build_model
+from vision_wrapper.models.layers import NORMS
+
+PARAMETERS = {"custom_resnet": 6_573_130, "resnet18": 11_173_962, "resnet34": 21_282_122}
+SMALL = {"widths": (4, 8, 8, 8)}
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
+def test_parameters(name, norm):
+    assert count(build_model(name, norm=norm)) == PARAMETERS[name]
+
+
+def test_parameters_of_the_custom_resnet_with_bias():
+    assert count(models.CustomResNet(bias=True)) == 6_575_370
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_for_any_size_channels_and_classes(name, norm):
+    arguments = SMALL if name == "custom_resnet" else {}
+    for channels, classes, (height, width) in ((3, 10, (32, 32)), (1, 2, (28, 33)), (4, 101, (17, 64))):
+        model = build_model(name, norm=norm, in_channels=channels, num_classes=classes, **arguments).eval()
+        with torch.no_grad():
+            logits = model(torch.rand(2, channels, height, width))
+        assert logits.shape == (2, classes) and logits.dtype == torch.float32
+        assert torch.isfinite(logits).all()
+        assert not torch.allclose(logits.exp().sum(1), torch.ones(2))  # logits, not log-probabilities
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_used(name, norm):
+    arguments = SMALL if name == "custom_resnet" else {}
+    model = build_model(name, norm=norm, **arguments)
+    model(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("after", [True, False])
+def test_the_custom_resnet_is_the_assignments(pool, after):
+    model = models.CustomResNet(pool=pool, activation_after_add=after, **SMALL).eval()
+    maps = {}
+    for name in ("prep", "layer1", "layer2", "layer3"):
+        getattr(model, name).register_forward_hook(lambda _m, _i, out, name=name: maps.__setitem__(name, out))
+    x = torch.rand(2, 3, 32, 32)
+    logits = model(x)
+    assert [tuple(m.shape[1:]) for m in maps.values()] == [(4, 32, 32), (8, 16, 16), (8, 8, 8), (8, 4, 4)]
+    pooled = maps["layer3"].amax((2, 3)) if pool == "max" else maps["layer3"].mean((2, 3))
+    assert torch.allclose(logits, model.fc(pooled), atol=1e-6)
+    block, residual = model.layer1
+    y = block(x := model.prep(x))
+    convolved = nn.functional.max_pool2d(block.conv(x), 2)  # pooling before norm and ReLU
+    assert torch.allclose(y, torch.relu(block.norm(convolved)), atol=1e-6)
+    total = y + residual.conv2(residual.conv1(y))
+    assert torch.allclose(maps["layer1"], torch.relu(total) if after else total, atol=1e-6)
+
+
+def test_dropout_acts_in_training_alone():
+    model = models.CustomResNet(dropout=0.9, norm="layer", **SMALL)
+    x = torch.rand(2, 3, 8, 8)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_strides_of_the_stages():
+    maps = []
+    model = models.resnet18(strides=(1, 1, 2, 2)).eval()
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_hook(lambda _m, _i, out: maps.append(out.shape[-1]))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 32, 32))
+    assert maps == [32, 32, 16, 8]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_torchvisions_weights_give_torchvisions_logits(name, tmp_path):
+    theirs = getattr(torchvision.models, name)(num_classes=12).eval()
+    for module in theirs.modules():  # not the values of a fresh network
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = build_model(name, num_classes=12, stem="imagenet", weights=tmp_path / "w.pth").eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("wrapped", [None, "net", "state_dict"])
+def test_the_names_of_pytorch_cifar(parallel, wrapped, tmp_path):
+    model = models.resnet18()
+    state = model.state_dict()
+    prefix = "module." if parallel else ""
+    theirs = {
+        prefix + name.replace("downsample", "shortcut").replace("fc.", "linear."): value for name, value in state.items()
+    }
+    assert f"{prefix}layer2.0.shortcut.1.running_mean" in theirs and f"{prefix}linear.bias" in theirs
+    converted = models.from_pytorch_cifar(theirs)
+    assert list(converted) == list(state)
+    torch.save({wrapped: theirs, "acc": 93.0, "epoch": 4} if wrapped else theirs, tmp_path / "ckpt.pth")
+    torch.manual_seed(99)
+    again = models.resnet18(weights=tmp_path / "ckpt.pth")
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.values(), strict=True))
+
+
+def test_torchvisions_names_pass_the_converter_unchanged():
+    state = models.CustomResNet(**SMALL).state_dict()
+    assert models.from_pytorch_cifar(state) == state
+
+
+def test_a_head_for_other_classes_stays_fresh(tmp_path):
+    from safetensors.torch import save_file
+
+    trained = models.resnet18(num_classes=5)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(1)
+    fresh = models.resnet18(num_classes=3)
+    torch.manual_seed(1)
+    tuned = models.resnet18(num_classes=3, weights=tmp_path / "w.safetensors")
+    assert torch.equal(tuned.fc.weight, fresh.fc.weight) and torch.equal(tuned.fc.bias, fresh.fc.bias)
+    assert torch.equal(tuned.conv1.weight, trained.conv1.weight)
+
+
+def test_weights_of_another_network_change_nothing(tmp_path):
+    torch.save(models.resnet18().state_dict(), tmp_path / "w.pth")
+    model = models.CustomResNet(**SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(OtherModelError, match=r"another network: prep\.conv\.weight is missing.*and \d+ more"):
+        models.load_weights(model, tmp_path / "w.pth")
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    with pytest.raises(OtherModelError, match="the model has"):
+        models.resnet18(in_channels=1, weights=tmp_path / "w.pth")
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".weights"])
+@pytest.mark.parametrize("plain_pickle", [True, False])
+def test_a_hostile_file_runs_nothing(tmp_path, suffix, plain_pickle):
+    path, marker = tmp_path / f"w{suffix}", tmp_path / "was-here"
+    if plain_pickle:
+        path.write_bytes(pickle.dumps({"fc.weight": Hostile(marker)}))
+    else:
+        torch.save({"fc.weight": Hostile(marker)}, path)
+    with pytest.raises(DamagedFileError, match=path.name):
+        models.resnet18(weights=path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04"])
+def test_damaged_weights(tmp_path, suffix, content):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=path.name):
+        models.resnet18(weights=path)
+
+
+def test_truncated_weights(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(models.CustomResNet(**SMALL).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DamagedFileError, match=r"w\.pth"):
+        models.load_weights(models.CustomResNet(**SMALL), path)
+
+
+def test_something_else_than_a_state_dict(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / "w.pth")
+    with pytest.raises(DamagedFileError, match="state dict"):
+        models.resnet18(weights=tmp_path / "w.pth")
+
+
+def test_weights_that_are_not_there():
+    with pytest.raises(DataNotFoundError, match=r"no/such\.pth"):
+        models.resnet18(weights="no/such.pth")
+    with pytest.raises(UnknownNameError, match="did you mean 'IMAGENET1K_V1'"):
+        models.resnet18(weights="IMAGENET1K_V2", stem="imagenet")
+    with pytest.raises(DataNotFoundError):
+        models.load_weights(models.CustomResNet(**SMALL), "IMAGENET1K_V1")
+
+
+def test_torchvisions_weights_by_name(tmp_path, monkeypatch):
+    theirs = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **_: theirs)
+    model = models.resnet18(num_classes=4, stem="imagenet", weights="IMAGENET1K_V1")
+    assert torch.equal(model.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"]) and model.fc.out_features == 4
+
+    def offline(self, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(DataNotFoundError, match="IMAGENET1K_V1 is not on this machine.*pass its path"):
+        models.resnet18(stem="imagenet", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_freeze_and_unfreeze(name):
+    model = build_model(name, num_classes=3, **(SMALL if name == "custom_resnet" else {}))
+    models.freeze(model)
+    learning = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert learning == ["fc.weight", "fc.bias"]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and not any(m.training for m in norms)
+    assert model.training and model.fc.training
+    before = [m.running_mean.clone() for m in norms]
+    model(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert all(torch.equal(a, m.running_mean) for a, m in zip(before, norms, strict=True))
+    models.unfreeze(model)
+    assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_groups(name):
+    model = build_model(name, **(SMALL if name == "custom_resnet" else {}))
+    groups = models.parameter_groups(model, lr=0.1, body_lr=0.01, weight_decay=5e-4)
+    by_name = {group["name"]: group for group in groups}
+    assert set(by_name) == {"head", "head_norms_biases", "body", "body_norms_biases"}
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    assert by_name["head"]["params"] == [model.fc.weight] and by_name["head_norms_biases"]["params"] == [model.fc.bias]
+    assert all(p.ndim == 4 for p in by_name["body"]["params"])
+    assert all(p.ndim == 1 for p in by_name["body_norms_biases"]["params"])
+    assert {n: (g["lr"], g["weight_decay"]) for n, g in by_name.items()} == {
+        "head": (0.1, 5e-4),
+        "head_norms_biases": (0.1, 0.0),
+        "body": (0.01, 5e-4),
+        "body_norms_biases": (0.01, 0.0),
+    }
+    torch.optim.SGD(groups)  # names and all
+    models.freeze(model)
+    assert {g["name"] for g in models.parameter_groups(model, lr=0.1)} == {"head", "head_norms_biases"}
+    models.unfreeze(model)
+    assert {g["lr"] for g in models.parameter_groups(model, lr=0.1)} == {0.1}
+
+
+def test_the_head_of_an_own_network():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2))
+    assert models.head_of(model) is model[3]
+    with pytest.raises(SettingError, match="no linear layer"):
+        models.head_of(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_summary_shows_totals_and_sizes():
+    table = models.summary(models.CustomResNet())
+    assert table.total_params == table.trainable_params == 6_573_130
+    text = str(table)
+    for words in ("6,573,130", "[1, 512, 4, 4]", "[1, 10]", "Total params", "Params size (MB)", "Input size (MB)"):
+        assert words in text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_summary_leaves_everything_as_it_was(fails):
+    model = models.CustomResNet(dropout=0.5, **SMALL)
+    model.layer1.eval()  # frozen by the user
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    before = (
+        {n: v.clone() for n, v in model.state_dict().items()},
+        [m.training for m in model.modules()],
+        [p.grad.clone() for p in model.parameters()],
+        states(),
+    )
+    if fails:
+        with pytest.raises(SettingError, match="does not take an image of"):
+            models.summary(model, (5, 8, 8))
+    else:
+        models.summary(model, (3, 8, 8))
+    assert all(torch.equal(before[0][n], v) for n, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == before[1]
+    assert all(torch.equal(g, p.grad) for g, p in zip(before[2], model.parameters(), strict=True))
+    assert states() == before[3]
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_summary_of_other_inputs():
+    assert models.summary(nn.Flatten(), (1, 4, 4)).total_params == 0
+    with pytest.raises(SettingError, match="without the batch"):
+        models.summary(models.CustomResNet(**SMALL), (1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("custom_resnet", {"num_classes": 1}, "num_classes must be .* at least 2, got 1"),
+        ("custom_resnet", {"num_classes": 2.0}, "num_classes"),
+        ("custom_resnet", {"in_channels": 0}, "in_channels"),
+        ("custom_resnet", {"pool": "mean"}, 'pool must be "max" or "avg", got \'mean\''),
+        ("custom_resnet", {"dropout": 1.0}, r"dropout is a probability in \[0, 1\)"),
+        ("custom_resnet", {"widths": (4, 8)}, "four numbers"),
+        ("resnet18", {"stem": "photo"}, "stem must be"),
+        ("resnet18", {"strides": (1, 2, 2)}, "four numbers"),
+        ("resnet34", {"strides": (1, 2, 2, 3)}, "1 or 2"),
+    ],
+)
+def test_settings_that_cannot_be(name, arguments, words):
+    with pytest.raises(SettingError, match=words):
+        build_model(name, **arguments)
+
+
+def test_unknown_names():
+    with pytest.raises(UnknownNameError, match="Unknown model 'resnet19'; did you mean 'resnet18'"):
+        build_model("resnet19")
+    with pytest.raises(UnknownNameError, match="Unknown norm 'bacth'; did you mean 'batch'"):
+        build_model("resnet18", norm="bacth")
+    with pytest.raises(UnknownNameError, match="Unknown argument of resnet18 'classes'; did you mean 'num_classes'"):
+        build_model("resnet18", classes=4)

@@ -1,0 +1,404 @@
+"""What a model's predictions are worth: accuracy, confusion, per class, calibration, mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_wrapper._files import write_bytes
+from vision_wrapper._lookup import unknown_name
+from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
+
+if TYPE_CHECKING:
+    from vision_wrapper.data import Preprocess, Split
+
+Order = Literal["confidence", "loss", "margin", "index"]
+
+__all__ = ["Calibration", "CalibrationBin", "ClassResult", "Mistake", "Mistakes", "Predictions"]
+
+
+class ClassResult(NamedTuple):
+    """How one class fared. Fractions are in [0, 1], and 0 where there is nothing to divide by."""
+
+    name: str
+    count: int  # samples of the class
+    correct: int
+    accuracy: float  # correct / count, which is the recall
+    precision: float
+    recall: float
+    f1: float
+
+
+class CalibrationBin(NamedTuple):
+    """The samples whose highest probability lies in (low, high]."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float  # mean of the highest probabilities; 0 in an empty bin
+    accuracy: float  # 0 in an empty bin
+
+
+class Calibration(NamedTuple):
+    """How well the highest probability says how often the model is right (Guo et al. 2017, arXiv:1706.04599)."""
+
+    ece: float  # expected calibration error: the bins' |accuracy - confidence|, weighted by their counts
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A sample that was classified wrongly.
+
+    Attributes:
+        index: of the sample in its data set.
+        target: the true class.
+        predicted: the class with the highest logit.
+        true_name: name of the true class.
+        predicted_name: name of the predicted class.
+        confidence: probability of the predicted class.
+        loss: cross-entropy in nats, -log(probability of the true class).
+        margin: probability of the predicted class minus that of the true one.
+        origin: where the image comes from, its file or "index 12".
+    """
+
+    index: int
+    target: int
+    predicted: int
+    true_name: str
+    predicted_name: str
+    confidence: float
+    loss: float
+    margin: float
+    origin: str
+
+
+class Mistakes(Sequence[Mistake]):
+    """Wrongly classified samples, in order. A slice is again `Mistakes`.
+
+    `source` is the split they come from (raw images), or None; `preprocess` what makes a network's input of them.
+    """
+
+    def __init__(
+        self,
+        mistakes: Sequence[Mistake],
+        classes: Sequence[str],
+        source: Split | None = None,
+        preprocess: Preprocess | None = None,
+    ):
+        self._mistakes = list(mistakes)
+        self.classes, self.source, self.preprocess = tuple(classes), source, preprocess
+
+    def __len__(self) -> int:
+        return len(self._mistakes)
+
+    @overload
+    def __getitem__(self, index: int) -> Mistake: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Mistakes: ...
+
+    def __getitem__(self, index: int | slice) -> Mistake | Mistakes:
+        return self._with(self._mistakes[index]) if isinstance(index, slice) else self._mistakes[index]
+
+    def __repr__(self) -> str:
+        return f"<Mistakes: {len(self)} samples of {len(self.classes)} classes>"
+
+    def _with(self, mistakes: list[Mistake]) -> Mistakes:
+        return Mistakes(mistakes, self.classes, self.source, self.preprocess)
+
+    def where(self, true: str | int | None = None, predicted: str | int | None = None) -> Mistakes:
+        """Those of a `true` class, or taken for a `predicted` one, or both; classes by name or index.
+
+        Raises:
+            UnknownNameError: a name that no class has.
+            SettingError: an index outside the classes.
+        """
+        true, predicted = self._class_index(true), self._class_index(predicted)
+        return self._with([m for m in self if true in (None, m.target) and predicted in (None, m.predicted)])
+
+    def _class_index(self, given: str | int | None) -> int | None:
+        if given is None:
+            return None
+        if isinstance(given, str):
+            if given not in self.classes:
+                raise unknown_name("class", given, self.classes)
+            return self.classes.index(given)
+        if not 0 <= given < len(self.classes):
+            raise SettingError(f"There are {len(self.classes)} classes, with indices from 0; got {given}.")
+        return int(given)
+
+    def image(self, i: int) -> np.ndarray:
+        """The raw image of the i-th of these, uint8 (H, W, C). `SettingError` where `source` is None."""
+        if self.source is None:
+            raise SettingError(
+                "These predictions do not know their images. Give the split they were made on: "
+                "Predictions(…, source=data.test), or Predictions.load(path, source=data.test)."
+            )
+        return self.source[self[i].index][0]
+
+    def images(self) -> list[np.ndarray]:
+        """The raw images of all of these, each uint8 (H, W, C)."""
+        return [self.image(i) for i in range(len(self))]
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(mistake) for mistake in self)
+        write_bytes(path, text.getvalue().encode(errors="backslashreplace"))  # a file's name need not be UTF-8
+
+
+_ORDERS: dict[str, Callable[[Mistake], float]] = {  # ascending
+    "confidence": lambda mistake: -mistake.confidence,
+    "loss": lambda mistake: -mistake.loss,
+    "margin": lambda mistake: -mistake.margin,
+    "index": lambda mistake: mistake.index,
+}
+
+
+class Predictions:
+    """A model's logits for N samples of C classes, with the truth, on the CPU.
+
+    Args:
+        logits: (N, C), tensor or array; kept as float32.
+        targets: the true classes, whole numbers in 0..C-1, (N,); kept as int64.
+        indices: of the samples in their data set, (N,); None means 0, 1, ….
+        classes: C names; None means "0", "1", ….
+        source: the split the samples come from, `source[index] -> (uint8 image, label)`; None means that images cannot
+            be shown.
+        preprocess: what made the network's input of the raw images.
+
+    Raises:
+        DataError: shapes or targets that do not fit together, or logits with NaN.
+        SettingError: the wrong number of classes.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor | np.ndarray,
+        targets: Tensor | np.ndarray | Sequence[int],
+        indices: Tensor | np.ndarray | Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        source: Split | None = None,
+        preprocess: Preprocess | None = None,
+    ):
+        self.logits = torch.as_tensor(logits).detach().to("cpu", torch.float32)
+        if self.logits.ndim != 2 or self.logits.shape[1] < 1:
+            raise DataError(f"logits must be (samples, classes), got shape {tuple(self.logits.shape)}.")
+        count, num_classes = self.logits.shape
+        self.targets = _whole_numbers("targets", targets, count)
+        self.indices = torch.arange(count) if indices is None else _whole_numbers("indices", indices, count)
+        self.classes = tuple(str(i) for i in range(num_classes)) if classes is None else _names(classes)
+        self.source, self.preprocess = source, preprocess
+        if len(self.classes) != num_classes:
+            raise SettingError(f"The logits are of {num_classes} classes, but {len(self.classes)} names were given.")
+        _check_range("targets", self.targets, num_classes, f"the logits have {num_classes} classes")
+        if source is not None:
+            _check_range("indices", self.indices, len(source), f"source has {len(source)} samples")
+        if self._log_probabilities.isnan().any():
+            raise DataError(
+                "logits hold NaN or infinity, so there is nothing to evaluate. The model has diverged: lower the "
+                'learning rate, or use precision="fp32".'
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __repr__(self) -> str:
+        return f"<Predictions: {len(self)} samples of {len(self.classes)} classes, accuracy {self.accuracy():.2%}>"
+
+    @cached_property
+    def _log_probabilities(self) -> Tensor:
+        # float64, because in float32 the confidences of many mistakes are the same 1.0
+        return self.logits.double().log_softmax(1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """float32 (N, C); each row sums to 1."""
+        return self._log_probabilities.exp().float()
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """int64 (N,): the class with the highest logit, the first of equals."""
+        return self.logits.argmax(1)
+
+    def accuracy(self) -> float:
+        """The fraction that is right, in [0, 1]; 0 without samples."""
+        return self._correct() / max(len(self), 1)
+
+    def _correct(self) -> int:
+        return int((self.predicted == self.targets).sum())
+
+    def accuracy_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the accuracy (Wilson 1927): what chance in drawing these samples leaves open.
+
+        It says nothing about chance in training; for that, train with several seeds.
+
+        Raises:
+            SettingError: `confidence` is not between 0 and 1.
+        """
+        if not 0 < confidence < 1:
+            raise SettingError(f"confidence must be between 0 and 1, as 0.95, got {confidence!r}.")
+        n = len(self)
+        if n == 0:
+            return 0.0, 1.0
+        z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        p = self.accuracy()
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def top_k_accuracy(self, k: int) -> float:
+        """The fraction whose true class is among the k highest logits, in [0, 1].
+
+        Of equal logits the first class counts as the higher, as in `predicted`. Raises `SettingError` unless k is in
+        1..C.
+        """
+        if not 1 <= k <= len(self.classes):
+            raise SettingError(f"k must be in 1..{len(self.classes)}, the number of classes, got {k!r}.")
+        own = self.logits.gather(1, self.targets[:, None])  # (N, 1)
+        earlier = torch.arange(len(self.classes)) < self.targets[:, None]  # (N, C)
+        higher = (self.logits > own) | ((self.logits == own) & earlier)
+        return int((higher.sum(1) < k).sum()) / max(len(self), 1)
+
+    def confusion_matrix(self) -> np.ndarray:
+        """int64 (C, C): entry [t, p] counts the samples of class t that were taken for p."""
+        size = len(self.classes)
+        return torch.bincount(self.targets * size + self.predicted, minlength=size * size).reshape(size, size).numpy()
+
+    def per_class(self) -> list[ClassResult]:
+        """A `ClassResult` a class, in the order of `classes`."""
+        matrix = self.confusion_matrix()
+        correct, counts, claimed = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        return [
+            _class_result(name, int(count), int(right), int(claims))
+            for name, count, right, claims in zip(self.classes, counts, correct, claimed, strict=True)
+        ]
+
+    def calibration(self, bins: int = 15) -> Calibration:
+        """The expected calibration error and its bins: equal widths of the highest probability.
+
+        Raises `SettingError` unless `bins` is a whole number of at least 1.
+        """
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise SettingError(f"bins must be a whole number of at least 1, got {bins!r}.")
+        confidence = self._log_probabilities.amax(1).exp().numpy()
+        right = (self.predicted == self.targets).numpy().astype(np.float64)
+        edges = np.linspace(0, 1, bins + 1)
+        place = np.searchsorted(edges[1:-1], confidence)  # bins are open below and closed above
+        counts = np.bincount(place, minlength=bins)
+        divisor = np.maximum(counts, 1)
+        mean_confidence = np.bincount(place, confidence, bins) / divisor
+        mean_right = np.bincount(place, right, bins) / divisor
+        ece = float((np.abs(mean_right - mean_confidence) * counts).sum() / max(len(self), 1))
+        rows = zip(edges[:-1], edges[1:], counts, mean_confidence, mean_right, strict=True)
+        return Calibration(
+            ece, [CalibrationBin(float(lo), float(hi), int(n), float(c), float(a)) for lo, hi, n, c, a in rows]
+        )
+
+    def mistakes(self, order: Order = "confidence") -> Mistakes:
+        """The wrongly classified samples.
+
+        Args:
+            order: "confidence", the most confident first; "loss", the highest first; "margin", the one whose predicted
+                class is furthest above the true one first; "index", as in the data set. Equals are in the order of
+                the predictions.
+
+        Raises:
+            UnknownNameError: another order.
+        """
+        if order not in _ORDERS:
+            raise unknown_name("order of mistakes", order, _ORDERS)
+        wrong = (self.predicted != self.targets).nonzero()[:, 0]
+        target, predicted, index = self.targets[wrong], self.predicted[wrong], self.indices[wrong]
+        own = self._log_probabilities[wrong, target]
+        confidence = self._log_probabilities[wrong, predicted].exp()
+        loss, margin = -own, confidence - own.exp()
+        rows = zip(*(c.tolist() for c in (target, predicted, confidence, loss, margin, index)), strict=True)
+        mistakes = sorted((self._mistake(*row) for row in rows), key=_ORDERS[order])
+        return Mistakes(mistakes, self.classes, self.source, self.preprocess)
+
+    def _mistake(
+        self, target: int, predicted: int, confidence: float, loss: float, margin: float, index: int
+    ) -> Mistake:
+        origin = f"index {index}" if self.source is None else self.source.origin(index)
+        names = self.classes[target], self.classes[predicted]
+        return Mistake(index, target, predicted, *names, confidence, loss, margin, origin)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `logits`, `targets` and `indices` as a compressed .npz file, atomically. Raises `FileWriteError`."""
+        content = io.BytesIO()
+        np.savez_compressed(
+            content, logits=self.logits.numpy(), targets=self.targets.numpy(), indices=self.indices.numpy()
+        )
+        write_bytes(path, content.getvalue())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        classes: Sequence[str] | None = None,
+        source: Split | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> Predictions:
+        """What `save` wrote. The file holds no names and no images: give them again where they are needed.
+
+        Raises:
+            DataNotFoundError: there is no such file.
+            DamagedFileError: it is truncated, altered, or another kind of file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = [file[name] for name in ("logits", "targets", "indices")]
+        except FileNotFoundError as error:
+            raise DataNotFoundError(f"There is no file {path}.") from error
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.error, zlib.error) as error:
+            raise DamagedFileError(
+                f"{path} does not hold predictions (logits, targets, indices): {error}. Write it again with "
+                "Predictions.save."
+            ) from error
+        return cls(*arrays, classes=classes, source=source, preprocess=preprocess)
+
+
+def _whole_numbers(what: str, values: Any, count: int) -> Tensor:
+    tensor = torch.as_tensor(values).detach().cpu()
+    if tensor.shape != (count,):
+        raise DataError(f"{what} must be one a row of the logits, ({count},), got shape {tuple(tensor.shape)}.")
+    if count and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise DataError(f"{what} must be whole numbers, got {tensor.dtype}.")
+    return tensor.long()
+
+
+def _check_range(what: str, values: Tensor, limit: int, reason: str) -> None:
+    if len(values) and (int(values.min()) < 0 or int(values.max()) >= limit):
+        raise DataError(
+            f"{what} must be in 0..{limit - 1}, because {reason}; got {int(values.min())}..{int(values.max())}."
+        )
+
+
+def _names(classes: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        raise SettingError(f"classes must be a sequence of names, got the text {classes!r}.")
+    return tuple(str(name) for name in classes)
+
+
+def _class_result(name: str, count: int, correct: int, claims: int) -> ClassResult:
+    recall, precision = correct / max(count, 1), correct / max(claims, 1)
+    f1 = 2 * correct / max(count + claims, 1)
+    return ClassResult(name, count, correct, recall, precision, recall, f1)

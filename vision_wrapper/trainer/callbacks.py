@@ -1,0 +1,231 @@
+"""Callbacks: what a user adds to a run, without touching the loop."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vision_wrapper._files import PathLike
+from vision_wrapper._lookup import unknown_name
+from vision_wrapper.errors import MissingPackageError, SettingError
+from vision_wrapper.trainer.history import COLUMNS, History
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import Trainer
+
+HOOKS = ("on_fit_start", "on_epoch_start", "on_batch_end", "on_epoch_end", "on_fit_end")
+
+
+@dataclass
+class Run:
+    """Where a fit stands; what every hook is given.
+
+    Attributes:
+        trainer: with `.model` and `.optimizer`.
+        epochs: of the whole run.
+        batches: in an epoch, or None where the loader has no length.
+        epoch: finished epochs.
+        batch: finished batches of this epoch.
+        samples: of this epoch so far.
+        total: samples of a whole training epoch, once one has ended.
+        history: rows of the finished epochs.
+        stop: set it to a reason, and the run ends after this epoch.
+    """
+
+    trainer: Trainer
+    epochs: int
+    batches: int | None
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    total: int = 0
+    history: History = field(default_factory=History)
+    stop: str | None = None
+
+
+class Callback:
+    """Override what you need; each hook is given the `Run`. A method `on_…` with another name is an error."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name.startswith("on_") and name not in HOOKS:
+                raise unknown_name(f"hook in {cls.__name__}:", name, HOOKS)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Before the first batch, also of a run that goes on."""
+
+    def on_epoch_start(self, run: Run) -> None:
+        """Before the first batch of an epoch."""
+
+    def on_batch_end(self, run: Run) -> None:
+        """After each batch. Reading a tensor here makes a GPU wait."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """After validation; the epoch's row is `run.history[-1]`."""
+
+    def on_fit_end(self, run: Run) -> None:
+        """After the last epoch, and after an error or an interruption."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of this callback: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+
+
+def hooks_of(callbacks: list[Callback], name: str) -> list[Any]:
+    """The bound hooks of that name which do something."""
+    base = getattr(Callback, name)
+    return [getattr(callback, name) for callback in callbacks if getattr(type(callback), name) is not base]
+
+
+def epoch_line(run: Run) -> str:
+    """One line an epoch: losses, accuracies with n/N, rate and seconds."""
+    row, width = run.history[-1], len(str(run.epochs))
+    parts = [f"epoch {row['epoch']:{width}}/{run.epochs}", f"train loss {row['train_loss']:.4f}"]
+    if row["train_accuracy"] is not None:
+        parts.append(f"accuracy {row['train_accuracy']:.2%} ({round(row['train_accuracy'] * run.total)}/{run.total})")
+    if row["val_loss"] is not None:
+        parts += [f"val loss {row['val_loss']:.4f}", f"accuracy {row['val_accuracy']:.2%}"]
+    parts += [f"lr {row['lr']:.3g}", f"{row['seconds']:.1f} s"]
+    return "  ".join(parts)
+
+
+class ProgressBar(Callback):
+    """A bar over the whole run, with the time it will take, and a line an epoch; in notebooks too.
+
+    Quiet where standard error is no terminal, as in a log file: use `EpochLog` there. It refreshes by the clock.
+    """
+
+    def __init__(self):
+        self._bar: Any = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Open the bar at the position of the run."""
+        notebook = "ipykernel" in sys.modules
+        if not (notebook or sys.stderr.isatty()) or run.batches is None:
+            return
+        if notebook:
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm
+        done = run.epoch * run.batches + run.batch
+        self._bar = tqdm(total=run.epochs * run.batches, initial=done, unit="batch", dynamic_ncols=True)
+
+    def on_epoch_start(self, run: Run) -> None:
+        """Show which epoch it is."""
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {run.epoch + 1}/{run.epochs}", refresh=False)
+
+    def on_batch_end(self, run: Run) -> None:
+        """Move on."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Leave a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(epoch_line(run))
+
+    def on_fit_end(self, run: Run) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class EpochLog(Callback):
+    """A line an epoch, to standard output or another text stream."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Print the line."""
+        print(epoch_line(run), file=self.stream or sys.stdout, flush=True)
+
+
+class CSVLog(Callback):
+    """Keeps a CSV file of the history up to date, an epoch at a time."""
+
+    def __init__(self, path: PathLike):
+        self.path = path
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Write the whole file anew, so that it is never half a line."""
+        run.history.to_csv(self.path)
+
+
+class EarlyStopping(Callback):
+    """Ends the run when `monitor` has not improved by more than `min_delta` for `patience` epochs."""
+
+    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0):
+        if monitor not in COLUMNS or not monitor.endswith(("loss", "accuracy")):
+            raise SettingError(f"monitor must be a loss or accuracy column of the history, got {monitor!r}.")
+        if patience < 1 or min_delta < 0:
+            raise SettingError(f"patience must be at least 1 and min_delta at least 0, got {patience}, {min_delta}.")
+        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.best, self.waited = -math.inf, 0
+
+    def on_fit_start(self, run: Run) -> None:
+        """Begin anew, unless the run goes on."""
+        if run.epoch == 0 and run.batch == 0:
+            self.best, self.waited = -math.inf, 0
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Compare, count, and stop."""
+        value = run.history[-1][self.monitor]
+        if value is None:
+            raise SettingError(f"EarlyStopping watches {self.monitor}, but fit has no validation loader.")
+        score = -value if self.monitor.endswith("loss") else value
+        if score > self.best + self.min_delta:
+            self.best, self.waited = score, 0
+        else:
+            self.waited += 1
+        if self.waited >= self.patience:
+            run.stop = f"{self.monitor} has not improved for {self.patience} epochs"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score and how long ago it was."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        self.best, self.waited = state["best"], state["waited"]
+
+
+class TensorBoard(Callback):
+    """Writes the history to a TensorBoard folder. Needs the extra: pip install 'vision-wrapper[tensorboard]'."""
+
+    def __init__(self, folder: PathLike):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingPackageError(
+                "TensorBoard is not installed: pip install 'vision-wrapper[tensorboard]'"
+            ) from error
+        self.folder = folder
+        self._make_writer = SummaryWriter
+        self._writer: Any = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Open the folder; of an earlier run there, later epochs are hidden."""
+        self._writer = self._make_writer(str(self.folder), purge_step=run.epoch + 1)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Write the row."""
+        row = run.history[-1]
+        for column in COLUMNS[1:]:
+            if row[column] is not None:
+                self._writer.add_scalar(column.replace("_", "/", 1), row[column], row["epoch"], time.time())
+
+    def on_fit_end(self, run: Run) -> None:
+        """Close the files."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

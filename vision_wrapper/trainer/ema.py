@@ -1,0 +1,46 @@
+"""An exponential moving average of the weights (Polyak & Juditsky 1992; as used by Tarvainen & Valpola 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Averages of a model's parameters and floating-point buffers, updated after each step of the optimizer."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self._live = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+        self.averages = [tensor.detach().clone() for tensor in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """average = decay * average + (1 - decay) * weight."""
+        torch._foreach_lerp_(self.averages, [t.detach() for t in self._live], 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the averages."""
+        for live, average in zip(self._live, self.averages):
+            value = live.detach().clone()
+            live.copy_(average)
+            average.copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the model hold the averages for a while."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def load(self, averages: list[Tensor]) -> None:
+        """Put back averages from a checkpoint."""
+        for own, value in zip(self.averages, averages, strict=True):
+            own.copy_(value)

@@ -1,0 +1,154 @@
+"""The learning rate range test, by torch-lr-finder with the trainer's own step, on a state that is put back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vision_wrapper._state import preserve_state
+from vision_wrapper.data import Loader
+from vision_wrapper.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import Trainer
+
+SKIP_START, SKIP_END = 0.10, 0.05  # parts of the curve left out: settling in, and diverging
+LEAST_POINTS = 10
+LEAST_FALL = 0.05  # of the first loss; a smaller fall is noise
+
+
+@dataclass(frozen=True)
+class LRCurve:
+    """The loss (smoothed) at each rate.
+
+    Attributes:
+        lrs: rising learning rates.
+        losses: as many losses, exponentially smoothed as torch-lr-finder does.
+        suggestion: the rate where the loss falls most steeply on a logarithmic scale, or None if the curve is useless.
+        reason: why there is a suggestion or none.
+    """
+
+    lrs: list[float] = field(repr=False)
+    losses: list[float] = field(repr=False)
+    suggestion: float | None
+    reason: str
+
+
+def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve:
+    """Judge a curve: the steepest point on a logarithmic scale, or why there is none."""
+
+    def useless(why: str) -> LRCurve:
+        return LRCurve(lrs, losses, None, f"{why}{stopped}")
+
+    if len(lrs) < LEAST_POINTS:
+        return useless(f"Only {len(lrs)} points, at least {LEAST_POINTS} are needed: raise num_iter or lower start_lr.")
+    first, last = math.ceil(SKIP_START * len(lrs)), len(lrs) - math.ceil(SKIP_END * len(lrs))
+    rates, values = np.log(lrs[first:last]), np.asarray(losses[first:last])
+    fall = (values[0] - values.min()) / max(abs(values[0]), 1e-12)
+    if fall < LEAST_FALL:
+        return useless(
+            f"The loss hardly falls ({fall:.1%}): more steps, another range of rates, or a look at the model and the data."
+        )
+    steepest = int(np.gradient(values, rates).argmin())
+    return LRCurve(lrs, losses, float(lrs[first + steepest]), f"The loss falls most steeply here.{stopped}")
+
+
+def run_lr_finder(
+    trainer: Trainer, train_loader: Any, val_loader: Any, start_lr: float, end_lr: float, num_iter: int
+) -> LRCurve:
+    """See `Trainer.find_lr`."""
+    if not 0 < start_lr < end_lr < math.inf:
+        raise SettingError(f"find_lr needs 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
+    if not isinstance(num_iter, int) or num_iter < 2:
+        raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
+    finder_class, batches_class = _classes()
+    with preserve_state(trainer.model, trainer.optimizer, trainer._scaler):
+        if not trainer.model.training:
+            trainer.model.train()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        for group in trainer.optimizer.param_groups:
+            group.pop("initial_lr", None)  # of an attached scheduler, from which the test would start
+        finder = finder_class(trainer, val_loader)
+        # The package prints, and draws a bar, whether one wants it or not.
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.suppress(_LossNotFinite),
+        ):
+            finder.range_test(
+                batches_class(_endless(trainer, train_loader)),
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=num_iter,
+                accumulation_steps=trainer.accumulate,
+            )
+    losses = finder.history["loss"]
+    stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
+    return suggest(finder.rates[: len(losses)], losses, stopped)
+
+
+class _LossNotFinite(Exception):
+    """Ends the test: torch-lr-finder itself goes on through NaN."""
+
+
+def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
+    """The batches of epoch after epoch; a loader's own count of epochs stays."""
+    epoch = 0
+    while True:
+        if isinstance(loader, Loader):
+            loader.device = trainer.device
+        empty = True
+        for batch in loader.batches(epoch) if isinstance(loader, Loader) else loader:
+            empty = False
+            yield batch
+        if empty:
+            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
+        epoch += 1
+
+
+def _classes() -> tuple[Any, Any]:
+    """torch-lr-finder's classes with the trainer's step; made here because importing it loads matplotlib."""
+    from torch_lr_finder import LRFinder, TrainDataLoaderIter
+
+    class Batches(TrainDataLoaderIter):
+        def __init__(self, batches: Iterator[Any]):
+            self._iterator = batches
+
+    class Finder(LRFinder):
+        def __init__(self, trainer: Trainer, val_loader: Any):
+            self.trainer, self.val_loader = trainer, val_loader
+            rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
+            self.leader = int(np.argmax(rates))
+            self.shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+            self.rates: list[float] = []
+            super().__init__(trainer.model, trainer.optimizer, trainer.loss_fn, device=trainer.device)
+
+        def _check_for_scheduler(self) -> None:
+            """An attached scheduler is no obstacle: its marks are put back."""
+
+        def _train_batch(self, train_iter: Any, accumulation_steps: int, non_blocking_transfer: bool = True) -> float:
+            groups = self.optimizer.param_groups
+            rate = float(groups[self.leader]["lr"])
+            for group, share in zip(groups, self.shares):
+                group["lr"] = rate * share  # the package would drive all groups to one rate
+            self.rates.append(rate)
+            total = 0.0
+            for i in range(accumulation_steps):
+                inputs, targets = self.trainer._prepare(*next(train_iter))
+                loss, _ = self.trainer.train_step(
+                    inputs, targets, window=accumulation_steps, update=i == accumulation_steps - 1
+                )
+                total += float(loss) / accumulation_steps
+            if self.val_loader is not None:
+                total = self.trainer.evaluate(self.val_loader).loss
+            if not math.isfinite(total):
+                raise _LossNotFinite
+            return total
+
+    return Finder, Batches

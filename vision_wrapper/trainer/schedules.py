@@ -1,0 +1,261 @@
+"""Learning rate schedules: torch's own schedulers, with the arguments that the field speaks of.
+
+Groups of an optimizer keep the proportion of their rates.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
+
+from vision_wrapper._lookup import Table
+from vision_wrapper.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What makes a torch scheduler for a run.
+
+    Attributes:
+        name: as in `SCHEDULES`.
+        build: (optimizer, epochs, steps of the optimizer in an epoch) to a torch scheduler.
+        every: whether it steps by "batch" (each step of the optimizer) or by "epoch".
+        monitor: the column of the history it watches ("val_loss", …), or None.
+        arguments: what it was made with.
+    """
+
+    name: str
+    build: Callable[[Optimizer, int, int], Any]
+    every: Literal["batch", "epoch"]
+    monitor: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def preview(self, epochs: int, steps_per_epoch: int, lr: float = 0.1) -> list[float]:
+        """The rate of every step, without training: `epochs * steps_per_epoch` numbers.
+
+        `lr` is the optimizer's own rate, from which some schedules start. A schedule that watches a metric is shown as
+        if the metric never improved.
+        """
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        scheduler = self.build(optimizer, epochs, steps_per_epoch)
+        rates = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # nothing is trained, so torch finds no optimizer step
+            for _ in range(epochs):
+                for _ in range(steps_per_epoch):
+                    rates.append(float(optimizer.param_groups[0]["lr"]))
+                    if self.every == "batch":
+                        scheduler.step()
+                if self.every == "epoch":
+                    scheduler.step(*([0.0] if self.monitor else []))
+        return rates
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say whether two schedules are the same."""
+        return {"name": self.name, "every": self.every, **{k: repr(v) for k, v in self.arguments.items()}}
+
+
+def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", "epoch"] = "epoch") -> Schedule:
+    """A schedule from any function of the optimizer that returns a torch scheduler."""
+    if every not in ("batch", "epoch"):
+        raise SettingError(f'every must be "batch" or "epoch", got {every!r}.')
+    name = getattr(function, "__name__", type(function).__name__)
+    return Schedule(name, lambda optimizer, epochs, steps: function(optimizer), every, monitor=None)
+
+
+def one_cycle(
+    max_lr: float,
+    min_lr: float | None = None,
+    peak_epoch: float | None = None,
+    *,
+    annihilate: bool = True,
+    final_lr: float | None = None,
+    anneal: Literal["linear", "cos"] = "linear",
+    three_phase: bool = False,
+    cycle_momentum: bool = False,
+) -> Schedule:
+    """The one-cycle policy (Smith & Topin 2017, arXiv:1708.07120): up to `max_lr`, then down, by batch.
+
+    With `annihilate=False` it equals torch's OneCycleLR with `pct_start=peak_epoch/epochs`, `div_factor=max_lr/min_lr`
+    and `final_div_factor=1`: the cycle ends at the rate it began with.
+
+    Args:
+        max_lr: the peak; of the group with the largest rate, where the optimizer has several.
+        min_lr: where it begins; None is `max_lr / 25`.
+        peak_epoch: when the peak is reached, counted from 0, fractions allowed; None is 30% of the run.
+        annihilate: fall to `min_lr / 10_000` at the end; False ends at `min_lr`.
+        final_lr: where it ends, in place of `annihilate`.
+        anneal: "linear" or "cos".
+        three_phase: down to `min_lr` as fast as it rose, and then on to the final rate.
+        cycle_momentum: also lower the momentum (Adam's beta1) while the rate rises, 0.95 to 0.85 and back.
+
+    Raises:
+        SettingError: rates that are not 0 < min_lr <= max_lr, or a peak outside the run (when training begins).
+    """
+    low = max_lr / 25 if min_lr is None and _is_rate(max_lr) else min_lr
+    if not (_is_rate(max_lr) and _is_rate(low) and low <= max_lr):
+        raise SettingError(
+            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a suggestion "
+            "of find_lr that is None, see the curve's .reason."
+        )
+    if anneal not in ("linear", "cos"):
+        raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
+    if final_lr is not None and not _is_rate(final_lr):
+        raise SettingError(f"final_lr must be a positive number, got {final_lr!r}.")
+    end = final_lr if final_lr is not None else (low / 1e4 if annihilate else low)
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        total = epochs * steps_per_epoch
+        peak = 0.3 * epochs if peak_epoch is None else peak_epoch
+        if not 0 < peak <= epochs:
+            raise SettingError(f"peak_epoch={peak_epoch} lies outside the run of {epochs} epochs; choose 0 < peak <= {epochs}.")
+        if not 1 < peak / epochs * total:
+            raise SettingError(
+                f"peak_epoch={peak_epoch} is within the first step: an epoch has {steps_per_epoch} steps. Choose a later "
+                "peak or a smaller batch."
+            )
+        if three_phase and 2 * peak > epochs:
+            raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
+        return torch_schedulers.OneCycleLR(
+            optimizer,
+            max_lr=[max_lr * share for share in _shares(optimizer)],
+            total_steps=total,
+            pct_start=peak / epochs,
+            anneal_strategy=anneal,
+            div_factor=max_lr / low,
+            final_div_factor=low / end,
+            three_phase=three_phase,
+            cycle_momentum=cycle_momentum,
+        )
+
+    arguments = {
+        "max_lr": max_lr, "min_lr": low, "final_lr": end, "peak_epoch": peak_epoch, "anneal": anneal,
+        "three_phase": three_phase, "cycle_momentum": cycle_momentum,
+    }  # fmt: skip
+    return Schedule("one_cycle", build, "batch", arguments=arguments)
+
+
+def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
+    """Down along half a cosine over the run (Loshchilov & Hutter 2016, arXiv:1608.03983), by batch.
+
+    `max_lr` None starts at the optimizer's own rate.
+    """
+    _check_optional_rate("max_lr", max_lr)
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, max_lr)
+        return torch_schedulers.CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch, eta_min=final_lr)
+
+    return Schedule("cosine", build, "batch", arguments={"max_lr": max_lr, "final_lr": final_lr})
+
+
+def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Times `factor` after each of the `milestones` (epochs that have ended), by epoch."""
+    if not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
+        raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        return torch_schedulers.MultiStepLR(optimizer, list(milestones), gamma=factor)
+
+    return Schedule("multi_step", build, "epoch", arguments={"milestones": list(milestones), "factor": factor})
+
+
+def plateau(
+    factor: float = 0.1,
+    patience: int = 10,
+    monitor: Literal["val_loss", "val_accuracy", "train_loss", "train_accuracy"] = "val_loss",
+    threshold: float = 1e-4,
+    min_lr: float = 0.0,
+) -> Schedule:
+    """Times `factor` when `monitor` has not improved for more than `patience` epochs."""
+    if not 0 < factor < 1:
+        raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
+    if monitor not in ("val_loss", "val_accuracy", "train_loss", "train_accuracy"):
+        raise SettingError(f"monitor must be val_loss, val_accuracy, train_loss or train_accuracy, got {monitor!r}.")
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        mode = "min" if monitor.endswith("loss") else "max"
+        return torch_schedulers.ReduceLROnPlateau(
+            optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=min_lr
+        )
+
+    arguments = {"factor": factor, "patience": patience, "threshold": threshold, "min_lr": min_lr}
+    return Schedule("plateau", build, "epoch", monitor=monitor, arguments={**arguments, "monitor": monitor})
+
+
+def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: float | None = None) -> Schedule:
+    """Linearly up from nearly 0 over `warm_up_epochs`, then constant, or linearly down to `final_lr`; by batch."""
+    _check_optional_rate("max_lr", max_lr)
+    if not warm_up_epochs > 0:
+        raise SettingError(f"warm_up_epochs must be positive, got {warm_up_epochs!r}.")
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        if warm_up_epochs > epochs:
+            raise SettingError(f"warm_up_epochs={warm_up_epochs} is longer than the run of {epochs} epochs.")
+        _start_at(optimizer, max_lr)
+        peak = max(float(group["lr"]) for group in optimizer.param_groups)
+        end = 1.0 if final_lr is None else final_lr / peak
+        rise, total = max(1, round(warm_up_epochs * steps_per_epoch)), epochs * steps_per_epoch
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / rise
+            return 1.0 + (end - 1.0) * min(1.0, (step + 1 - rise) / max(1, total - rise))
+
+        return torch_schedulers.LambdaLR(optimizer, factor)
+
+    arguments = {"warm_up_epochs": warm_up_epochs, "max_lr": max_lr, "final_lr": final_lr}
+    return Schedule("warm_up", build, "batch", arguments=arguments)
+
+
+def constant(lr: float | None = None) -> Schedule:
+    """The same rate throughout; None is the optimizer's own."""
+    _check_optional_rate("lr", lr)
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, lr)
+        return torch_schedulers.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+    return Schedule("constant", build, "epoch", arguments={"lr": lr})
+
+
+SCHEDULES: Table[Callable[..., Schedule]] = Table(
+    "schedule",
+    {
+        "constant": constant,
+        "cosine": cosine,
+        "multi_step": multi_step,
+        "one_cycle": one_cycle,
+        "plateau": plateau,
+        "warm_up": warm_up,
+    },
+)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _check_optional_rate(name: str, value: Any) -> None:
+    if value is not None and not _is_rate(value):
+        raise SettingError(f"{name} must be a positive number, got {value!r}.")
+
+
+def _shares(optimizer: Optimizer) -> list[float]:
+    """Each group's rate as a share of the largest one; where all are 0, all are alike."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(rates)
+    return [rate / largest for rate in rates] if largest > 0 else [1.0] * len(rates)
+
+
+def _start_at(optimizer: Optimizer, lr: float | None) -> None:
+    if lr is not None:
+        for group, share in zip(optimizer.param_groups, _shares(optimizer)):
+            group["lr"] = lr * share

@@ -1,0 +1,655 @@
+"""The loop: one training step, written once, and what goes around it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vision_wrapper._files import PathLike
+from vision_wrapper._state import preserve_mode, random_states, set_random_states
+from vision_wrapper.data import Loader
+from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
+from vision_wrapper.evaluation import Predictions
+from vision_wrapper.models import CustomResNet, ResNet
+from vision_wrapper.trainer import checkpoint as checkpoints
+from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
+from vision_wrapper.trainer.ema import WeightAverage
+from vision_wrapper.trainer.history import History
+from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
+from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
+from vision_wrapper.trainer.schedules import Schedule, from_function
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Evaluation(NamedTuple):
+    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes."""
+
+    loss: float
+    accuracy: float | None
+    correct: int | None
+    total: int
+
+
+@dataclass
+class _Fit(Run):
+    """A `Run` with what only the loop needs to know."""
+
+    loader: Any = None
+    first_epoch: int = 0  # epochs the trainer had trained before this fit
+    schedule: Schedule | None = None
+    scheduler: Any = None
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = math.inf
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch_history: bool = False
+    hooks: dict[str, list[Any]] = field(default_factory=dict)
+    # Of the epoch under way. Losses and counts stay on the device and are read once.
+    losses: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    correct: Tensor | None = None
+    seconds: float = 0.0
+    epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
+    resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
+    in_step: bool = False
+    interrupted: bool = False
+
+    def call(self, hook: str) -> None:
+        for function in self.hooks[hook]:
+            function(self)
+
+
+class Trainer:
+    """Trains, evaluates and predicts with a model and its optimizer.
+
+    Args:
+        model: any module from a batch of inputs to logits (N, classes). It is moved to the device; networks of this
+            library are also put into channels_last memory format.
+        optimizer: of the model's parameters (all, or some).
+        loss_fn: (logits float32, targets) to the batch's mean loss; None is cross-entropy.
+        callbacks: None is a `ProgressBar`; a sequence replaces it.
+        device: None is CUDA, else MPS, else the CPU.
+        precision: "auto", "fp32", "bf16" or "fp16"; see `trainer.precision.choose_precision`.
+        compile: compile the forward pass with `torch.compile`.
+        ema: decay of an exponential moving average of the weights, such as 0.999; validation uses the average, and the
+            model holds it after `fit`.
+        clip_norm: largest norm of the gradient.
+        accumulate: batches whose gradients make one step.
+        l1: coefficient of the sum of absolute weights (norms and biases left out), added to the loss that is trained on.
+        channels_last: None is for this library's networks; True and False decide.
+        deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume.
+
+    Raises:
+        SettingError: a value that cannot be, or an optimizer that does not belong to the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        callbacks: Sequence[Callback] | None = None,
+        device: str | torch.device | None = None,
+        precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+        compile: bool = False,
+        ema: float | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        l1: float = 0.0,
+        channels_last: bool | None = None,
+        deterministic: bool = False,
+    ):
+        _check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1)
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.model, self.optimizer = model, optimizer
+        self.loss_fn = loss_fn or nn.functional.cross_entropy
+        self.callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
+        self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
+        self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
+        self.deterministic = deterministic
+        self.epochs_trained = 0
+        _check_owner(model, optimizer)
+        model.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
+        _move_state(optimizer)
+        self._forward = torch.compile(model) if compile else model
+        self._autocast = autocast(self.precision, self.device)
+        self._scaler = gradient_scaler(self.precision, self.device)
+        # The disabled scaler would only pass on, in every step.
+        self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
+        self._average: WeightAverage | None = None
+
+    # ---- training
+
+    def train_step(
+        self, inputs: Tensor, targets: Tensor, *, window: int = 1, update: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """One training step, the only one: fit, the LR finder and the benchmarks call it.
+
+        Args:
+            inputs: a batch on the trainer's device.
+            targets: likewise.
+            window: how many batches make this step of the optimizer; the loss counts as that part of it.
+            update: whether this is the last of them.
+
+        Returns:
+            The batch's loss and its logits, detached, on the device.
+        """
+        with self._autocast:
+            logits = self._forward(inputs).float()  # losses are computed in float32
+            loss = self.loss_fn(logits, targets)
+        total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
+        self._scaler.scale(total / window).backward()
+        if update:
+            if self.clip_norm is not None:
+                self._scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self._optimizer_step()
+            self._scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self._average is not None:
+                self._average.update()
+        return loss.detach(), logits.detach()
+
+    def fit(
+        self,
+        train_loader: Batches,
+        val_loader: Batches | None = None,
+        *,
+        epochs: int,
+        schedule: Schedule | Callable[[torch.optim.Optimizer], Any] | None = None,
+        every: Literal["batch", "epoch"] = "epoch",
+        checkpoint: PathLike | None = None,
+        checkpoint_seconds: float = 60.0,
+        batch_history: bool = False,
+    ) -> History:
+        """Train for `epochs`, and return the history.
+
+        Ctrl-C ends the run after the batch under way, writes the checkpoint, and returns the history so far.
+
+        Args:
+            train_loader: of `data.make_loaders`, or any iterable of (inputs, targets), iterated once an epoch.
+            val_loader: validated after each epoch.
+            epochs: of the whole run, also when it goes on.
+            schedule: of `trainer.schedules`, or a function from the optimizer to a torch scheduler, which then steps
+                `every` "batch" or "epoch". None leaves the rate alone.
+            every: see `schedule`.
+            checkpoint: written here at the end of each epoch's training and every `checkpoint_seconds`. Where the same
+                run's checkpoint lies, the run goes on from it, and ends as if it had never been interrupted.
+            checkpoint_seconds: between two checkpoints inside an epoch.
+            batch_history: keep the loss and the rate of each batch in `history.batches`.
+
+        Raises:
+            SettingError: a value that cannot be, before the first batch.
+            DataError: a first batch that the model cannot take.
+            NonFiniteLossError: the loss became NaN or infinite.
+            OtherRunError: the checkpoint is of a run with other settings.
+            DeviceMemoryError: the GPU's memory did not suffice.
+        """
+        run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
+        run.checkpoint_seconds = checkpoint_seconds
+        if run.checkpoint is not None and run.checkpoint.exists():
+            checkpoints.resume(self, run)
+        if not self.model.training:
+            self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with _stop_on_interrupt(run), _deterministic(self.deterministic):
+                run.call("on_fit_start")
+                while run.epoch < run.epochs and run.stop is None:
+                    self._train_epoch(run)
+                    if run.interrupted:
+                        break
+                    self._finish_epoch(run, val_loader)
+                if not run.interrupted:
+                    checkpoints.write(self, run)
+        except KeyboardInterrupt:
+            run.interrupted = True  # during validation: the checkpoint before it is whole
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(run) from error
+        finally:
+            run.call("on_fit_end")
+            if self._average is not None:
+                self._average.swap()
+                self._average = None
+            _detach_scheduler(self.optimizer, run.scheduler)
+        self.epochs_trained = run.first_epoch + run.epoch
+        return run.history
+
+    def _train_epoch(self, run: _Fit) -> None:
+        started = time.monotonic() - run.seconds
+        batches = self._epoch_batches(run)
+        run.call("on_epoch_start")
+        batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
+        next_checkpoint = time.monotonic() + run.checkpoint_seconds
+        run.in_step = True
+        for inputs, targets in batches:
+            inputs, targets = self._prepare(inputs, targets)
+            window, update = _accumulation(run, self.accumulate)
+            run.rates.append(self.optimizer.param_groups[0]["lr"])
+            loss, logits = self.train_step(inputs, targets, window=window, update=update)
+            run.losses.append(loss)
+            run.sizes.append(len(targets))
+            if run.correct is not None:
+                run.correct += _count_correct(logits, targets)
+            if update and every_batch:
+                run.scheduler.step()
+            run.batch += 1
+            run.samples += len(targets)
+            for hook in batch_hooks:
+                hook(run)
+            if update and (run.interrupted or time.monotonic() >= next_checkpoint):
+                run.seconds = time.monotonic() - started
+                checkpoints.write(self, run)
+                next_checkpoint = time.monotonic() + run.checkpoint_seconds
+                if run.interrupted:
+                    return
+        run.in_step = False
+        run.seconds = time.monotonic() - started
+        if not run.batch:
+            raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
+
+    def _epoch_batches(self, run: _Fit) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
+        loader, epoch = run.loader, run.first_epoch + run.epoch
+        if run.batch == 0:
+            run.epoch_random = random_states()
+            _reset_epoch(run, self.device)
+        elif not isinstance(loader, Loader) and run.epoch_random is not None:
+            set_random_states(run.epoch_random)
+        if isinstance(loader, Loader):
+            loader.device = self.device
+            batches = loader.batches(epoch, run.batch)
+        else:
+            batches = iter(loader)
+            for _ in range(run.batch):
+                next(batches, None)
+        if run.resume_random is not None:
+            set_random_states(run.resume_random)
+            run.resume_random = None
+        if run.settings.pop("checked", None) is None:
+            first = next(batches, None)
+            run.settings["checked"] = True
+            if first is None:
+                return iter(())
+            self._check_batch(first)
+            batches = chain([first], batches)
+        return batches
+
+    def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
+        if _gradients_left(run, self.accumulate):
+            self._optimizer_step()
+            self.optimizer.zero_grad(set_to_none=True)
+        losses = self._read_losses(run)
+        checkpoints.write(self, run)
+        evaluation = None
+        if val_loader is not None:
+            with self._average.applied() if self._average is not None else nullcontext():
+                evaluation = self.evaluate(val_loader)
+        run.total = run.samples
+        row = {
+            "epoch": run.epoch + 1,
+            "lr": float(run.rates[-1]),
+            "train_loss": sum(x * n for x, n in zip(losses, run.sizes)) / run.samples,
+            "train_accuracy": None if run.correct is None else int(run.correct) / run.samples,
+            "val_loss": None if evaluation is None else evaluation.loss,
+            "val_accuracy": None if evaluation is None else evaluation.accuracy,
+            "seconds": run.seconds,
+        }
+        if run.batch_history:
+            first = len(run.history.batches)
+            run.history.batches += [
+                {"step": first + i, "epoch": run.epoch + 1, "lr": float(rate), "loss": loss}
+                for i, (rate, loss) in enumerate(zip(run.rates, losses))
+            ]
+        run.history.rows.append(row)
+        if run.schedule is not None and run.schedule.every == "epoch":
+            run.scheduler.step(*([row[run.schedule.monitor]] if run.schedule.monitor else []))
+        run.epoch += 1
+        run.batch = 0
+        run.call("on_epoch_end")
+
+    def _read_losses(self, run: _Fit) -> list[float]:
+        """The losses of the epoch so far: the one moment at which the device is waited for."""
+        losses = torch.stack(run.losses).float().tolist() if run.losses else []
+        for batch, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise _not_finite(run, batch, loss)
+        return losses
+
+    def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> _Fit:
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            if not callable(schedule):
+                raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
+            schedule = from_function(schedule, every)
+        if schedule is not None and str(schedule.monitor).startswith("val_") and val_loader is None:
+            raise SettingError(f"The schedule watches {schedule.monitor}: give fit a validation loader.")
+        batches = _length(train_loader)
+        if batches == 0:
+            raise DataError("The training loader is empty.")
+        _check_last_batch(self.model, train_loader)
+        run = _Fit(
+            trainer=self, epochs=epochs, batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
+            schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
+        )  # fmt: skip
+        if schedule is not None:
+            if batches is None and schedule.every == "batch":
+                raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
+            run.scheduler = schedule.build(self.optimizer, epochs, math.ceil((batches or 1) / self.accumulate))
+        run.hooks = {name: hooks_of(self.callbacks, name) for name in HOOKS}
+        run.settings = self._describe(run)
+        self._average = WeightAverage(self.model, self.ema) if self.ema is not None else None
+        return run
+
+    def _describe(self, run: _Fit) -> dict[str, Any]:
+        """What makes a run the same run: plain values that a checkpoint keeps and compares."""
+        defaults = {k: repr(v) for k, v in self.optimizer.defaults.items()}
+        return {
+            "epochs": run.epochs,
+            "loader": run.loader.describe() if isinstance(run.loader, Loader) else {"batches": run.batches},
+            "schedule": None if run.schedule is None else run.schedule.describe(),
+            "optimizer": {"class": type(self.optimizer).__name__, **defaults},
+            "precision": self.precision,
+            "ema": self.ema,
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
+            "l1": self.l1,
+        }
+
+    # ---- evaluation
+
+    def evaluate(self, loader: Batches) -> Evaluation:
+        """Mean loss and accuracy over a loader, in eval mode; everything is left as it was."""
+        loss_sum = torch.zeros((), device=self.device)
+        correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=self.device)
+        total = 0
+        for logits, targets in self._forward_pass(loader):
+            loss_sum += self.loss_fn(logits, targets) * len(targets)
+            correct = None if correct is None or not _are_classes(logits, targets) else correct + _count_correct(logits, targets)
+            total += len(targets)
+        if not total:
+            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
+        hits = None if correct is None else int(correct)
+        return Evaluation(float(loss_sum) / total, None if hits is None else hits / total, hits, total)
+
+    def predict(self, loader: Batches, tta: Literal["flip"] | None = None) -> Predictions:
+        """Logits of every sample, with targets and indices, on the CPU; everything is left as it was.
+
+        Args:
+            loader: of `make_loaders`, whose raw images the predictions then know, or any iterable in a fixed order.
+            tta: "flip" averages the logits of each image and of its mirror image.
+
+        Raises:
+            SettingError: an unknown `tta`, or a torch DataLoader that shuffles, so that indices would be unknown.
+        """
+        if tta not in (None, "flip"):
+            raise SettingError(f'tta must be "flip" or None, got {tta!r}.')
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, torch.utils.data.RandomSampler):
+            raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
+        parts = list(self._forward_pass(loader, flip=tta == "flip"))
+        if not parts:
+            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
+        logits = torch.cat([part[0] for part in parts]).cpu()
+        targets = torch.cat([part[1] for part in parts]).cpu()
+        if not isinstance(loader, Loader):
+            return Predictions(logits, targets, torch.arange(len(targets)))
+        indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
+        return Predictions(
+            logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess
+        )
+
+    def _forward_pass(self, loader: Batches, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, targets) of each batch on the device, in eval mode, without gradients."""
+        with preserve_mode(self.model):
+            self.model.eval()
+            if isinstance(loader, Loader):
+                loader.device = self.device
+            for inputs, targets in loader.batches(0) if isinstance(loader, Loader) else loader:
+                inputs, targets = self._prepare(inputs, targets)
+                with torch.inference_mode(), self._autocast:
+                    logits = self._forward(inputs).float()
+                    if flip:
+                        logits = (logits + self._forward(inputs.flip(-1)).float()) / 2
+                yield logits, targets
+
+    def _prepare(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """A batch on the device, in the memory format of the model."""
+        inputs = inputs.to(self.device, non_blocking=True)
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs, targets.to(self.device, non_blocking=True)
+
+    def _check_batch(self, batch: Any) -> None:
+        """Find out before the first step what would go wrong in it; nothing is changed."""
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(p, Tensor) for p in batch)):
+            raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {type(batch).__name__}.")
+        inputs, targets = self._prepare(*batch)
+        if len(inputs) != len(targets):
+            raise DataError(f"A batch has {len(inputs)} inputs but {len(targets)} targets.")
+        if len(inputs) == 1 and _has_batch_norm(self.model):
+            raise DataError("A batch of one image cannot train a network with batch norm; use a larger batch_size.")
+        with preserve_mode(self.model), torch.no_grad(), self._autocast:
+            self.model.eval()
+            try:
+                logits = self.model(inputs[:2]).float()
+            except (RuntimeError, ValueError) as error:
+                raise DataError(
+                    f"{type(self.model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error} For images, "
+                    "compare its in_channels with the loader's channels."
+                ) from error
+        if not _are_classes(logits, targets):
+            return
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise DataError(
+                f"Targets must be in 0..{logits.shape[1] - 1} for the model's {logits.shape[1]} classes, got {low}..{high}. "
+                "Build the model with num_classes=len(data.classes)."
+            )
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+            warnings.warn(
+                "The model seems to return probabilities; cross-entropy expects logits. Leave out its softmax.", stacklevel=5
+            )
+
+    def _weight_sum(self) -> Tensor:
+        return torch.stack([p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]).sum()
+
+    # ---- finding a rate, saving
+
+    def find_lr(
+        self,
+        train_loader: Batches,
+        val_loader: Batches | None = None,
+        *,
+        start_lr: float = 1e-6,
+        end_lr: float = 10.0,
+        num_iter: int = 100,
+    ) -> LRCurve:
+        """The learning rate range test (Smith 2015, arXiv:1506.01186): the rate rises, the loss is watched.
+
+        Model, optimizer, scaler, loaders and random states are put back, whatever happens. Groups of the optimizer keep
+        the proportion of their rates; those shown are of the group with the largest.
+
+        Args:
+            train_loader: its own epochs are used; the count of the loader stays.
+            val_loader: judge by its loss (slow) in place of the training batch's.
+            start_lr: the first rate.
+            end_lr: the last one, unless the loss diverges or becomes NaN before.
+            num_iter: steps of the optimizer.
+        """
+        return run_lr_finder(self, train_loader, val_loader, start_lr, end_lr, num_iter)
+
+    def save(self, path: PathLike) -> None:
+        """Write model, optimizer, scaler and random states; `load` puts them back."""
+        checkpoints.save(self, path)
+
+    def load(self, path: PathLike) -> None:
+        """Put back what `save` or a `fit(checkpoint=…)` wrote.
+
+        Raises `DataNotFoundError`, `DamagedFileError`, `NewerFormatError` or `OtherModelError`; then nothing is changed.
+        """
+        checkpoints.load(self, path)
+
+
+# ---- checks
+
+
+def _check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any) -> None:
+    if ema is not None and not 0 < ema < 1:
+        raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise SettingError(f"clip_norm must be positive, got {clip_norm!r}.")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise SettingError(f"accumulate must be a whole number of at least 1, got {accumulate!r}.")
+    if not l1 >= 0:
+        raise SettingError(f"l1 must be at least 0, got {l1!r}.")
+
+
+def _check_owner(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    own = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(p) not in own for p in held)
+    if foreign:
+        what = "none of" if foreign == len(held) else f"only {len(held) - foreign} of {len(held)} from"
+        raise SettingError(
+            f"The optimizer holds {what} the model's parameters. Make it after the model, from model.parameters()."
+        )
+
+
+def _check_last_batch(model: nn.Module, loader: Any) -> None:
+    if not isinstance(loader, Loader) or not _has_batch_norm(model):
+        return
+    last = len(loader.split) % loader.batch_size or loader.batch_size
+    if last == 1 and not loader.drop_last:
+        raise SettingError(
+            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch norm "
+            "cannot train on. Use drop_last=True or another batch size."
+        )
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+# ---- small parts of the loop
+
+
+def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
+    """(batches in the window this batch is in, whether it is its last); the last window of an epoch may be shorter."""
+    if accumulate == 1:
+        return 1, True
+    first = run.batch - run.batch % accumulate
+    window = accumulate if run.batches is None else min(accumulate, run.batches - first)
+    return window, run.batch == first + window - 1
+
+
+def _gradients_left(run: _Fit, accumulate: int) -> bool:
+    return run.batches is None and run.batch % accumulate != 0
+
+
+def _are_classes(logits: Tensor, targets: Tensor) -> bool:
+    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+
+
+def _count_correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many of the batch are right, on the device; 0 where targets are not classes."""
+    if not _are_classes(logits, targets):
+        return torch.zeros((), dtype=torch.int64, device=logits.device)
+    return (logits.argmax(1) == targets).sum()
+
+
+def _reset_epoch(run: _Fit, device: torch.device) -> None:
+    run.losses, run.sizes, run.rates = [], [], []
+    run.samples, run.seconds = 0, 0.0
+    run.correct = torch.zeros((), dtype=torch.int64, device=device)
+
+
+def _move_state(optimizer: torch.optim.Optimizer) -> None:
+    """A warm optimizer's state goes where its parameters went."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim > 0:
+                values[key] = value.to(parameter.device)
+
+
+def _detach_scheduler(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Take away the counter that a torch scheduler puts over the optimizer's `step`."""
+    if scheduler is not None:
+        vars(optimizer).pop("step", None)
+
+
+@contextmanager
+def _stop_on_interrupt(run: _Fit) -> Iterator[None]:
+    """Ctrl-C inside a step waits for its end; the second one, or one outside, is raised at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: Any) -> None:
+        if not run.in_step or run.interrupted:
+            raise KeyboardInterrupt
+        run.interrupted = True
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
+
+
+def _not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
+    where = f"epoch {run.epoch + 1}, batch {batch + 1}, learning rate {float(run.rates[batch]):.3g}"
+    samples = ""
+    if isinstance(run.loader, Loader):
+        order = run.loader.order(run.first_epoch + run.epoch)
+        first = batch * run.loader.batch_size
+        samples = f" Its sample indices: {order[first : first + run.loader.batch_size].tolist()}."
+    return NonFiniteLossError(
+        f"The loss became {loss} in {where}. Lower the learning rate (find_lr helps) or set clip_norm; the last good "
+        f"checkpoint, if any, is unharmed.{samples}"
+    )
+
+
+def _out_of_memory(run: _Fit) -> DeviceMemoryError:
+    size = run.loader.batch_size if isinstance(run.loader, Loader) else None
+    advice = f"Try batch_size={max(1, size // 2)}" if size else "Try half the batch size"
+    return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")

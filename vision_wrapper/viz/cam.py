@@ -1,0 +1,129 @@
+"""Grad-CAM: where the network found evidence for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+
+from vision_wrapper._lookup import unknown_name
+from vision_wrapper.errors import SettingError
+from vision_wrapper.viz._figure import MUTED, TEXT, Figure, Line, Tiles, aspect_of, name_of, nothing, styled
+from vision_wrapper.viz.mistakes import names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vision_wrapper.evaluation import Mistakes
+    from vision_wrapper.explain import Layers
+
+_STRENGTH = 0.6  # opacity of the strongest evidence
+_TILES_IN_A_ROW = 10
+
+
+@styled
+def plot_gradcam(
+    model: nn.Module,
+    mistakes: Mistakes,
+    target: str | int = "predicted",
+    layers: Layers | None = None,
+    columns: int | None = None,
+) -> Figure:
+    """Misclassified images as the network saw them, each next to its Grad-CAM maps. Leaves the model as it was.
+
+    Args:
+        model: the network that made the mistakes.
+        mistakes: from `predictions.mistakes()`, whole or sliced.
+        target: the class whose evidence is shown: "predicted", "true", "both", or one class by index or name.
+        layers: names or modules, a map for each (`explain.stages` names one for each stage); None takes
+            `explain.default_layer`.
+        columns: mistakes in a row; None fits them.
+
+    Raises:
+        UnknownNameError: an unknown target or layer.
+        SettingError: the predictions do not know their images and preprocessing, or a layer that Grad-CAM cannot use.
+    """
+    if not len(mistakes):
+        return nothing("No misclassified images to show Grad-CAM for.")
+    if mistakes.preprocess is None:
+        raise SettingError(
+            "These mistakes do not know how images become inputs. Take them from trainer.predict(loader).mistakes(), or "
+            "pass source= and preprocess= to Predictions."
+        )
+    if columns is not None and columns < 1:
+        raise SettingError(f"columns must be at least 1, got {columns!r}.")
+    from vision_wrapper.explain import gradcam
+
+    preprocess = mistakes.preprocess
+    images = [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images()]
+    inputs = preprocess.batch(images)
+    wanted = _targets(mistakes, target)
+    cams = {what: gradcam(model, inputs, classes, layers) for what, classes in wanted.items()}
+    used = next(iter(cams.values())).layers
+    group = 1 + len(cams) * len(used)
+    columns = columns or max(1, _TILES_IN_A_ROW // group)
+    tiles = Tiles(
+        len(images) * group,
+        min(columns, len(images)) * group,
+        aspect_of(images),
+        width=1.15,
+        title=_title(used, list(wanted)),
+        group=group,
+        header=2,
+    )
+    for i, image in enumerate(images):
+        tiles.add_header(i * group, names(mistakes[i]))
+        tiles.add(i * group, image, [(f"index {mistakes[i].index}", MUTED)])
+        shown = [(what, layer) for what in cams for layer in range(len(used))]
+        for position, (what, layer) in enumerate(shown, start=i * group + 1):
+            cam = cams[what]
+            empty = bool(cam.empty[layer, i])
+            caption = _caption(what if len(cams) > 1 else "", used[layer] if len(used) > 1 else "", empty)
+            tiles.add(position, overlay(image, cam.maps[layer, i]), caption)
+    return tiles.figure
+
+
+def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """A map (H, W) in [0, 1] laid over an image, uint8 (H, W, C), as uint8 (H, W, 3).
+
+    The stronger the evidence, the more its colour covers the image; where there is none the image stays as it is, so
+    that a dark image stays dark.
+    """
+    image = np.asarray(image)
+    image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    colours = matplotlib.colormaps["turbo"](np.asarray(cam, dtype=float))[:, :, :3] * 255  # (H, W, 3)
+    opacity = _STRENGTH * np.asarray(cam, dtype=float)[:, :, None]
+    return np.rint((1 - opacity) * image + opacity * colours).astype(np.uint8)
+
+
+def _targets(mistakes: Mistakes, target: str | int) -> dict[str, list[int]]:
+    """The class of each mistake, by what is said above the maps."""
+    predicted, true = [m.predicted for m in mistakes], [m.target for m in mistakes]
+    if target == "both":
+        return {"for predicted": predicted, "for true": true}
+    if target in ("predicted", "true"):
+        return {f"the {target} class": predicted if target == "predicted" else true}
+    classes: Sequence[str] = mistakes.classes
+    if isinstance(target, str):
+        if target not in classes:
+            raise unknown_name("target", target, ["predicted", "true", "both", *classes])
+        target = list(classes).index(target)
+    if isinstance(target, bool) or not isinstance(target, (int, np.integer)) or not 0 <= target < len(classes):
+        raise SettingError(
+            f'target must be "predicted", "true", "both" or a class in 0..{len(classes) - 1}, got {target!r}.'
+        )
+    return {name_of(classes, int(target)): [int(target)] * len(mistakes)}
+
+
+def _title(layers: Sequence[str], wanted: Sequence[str]) -> str:
+    where = f" at {layers[0]}" if len(layers) == 1 else ""
+    return f"Grad-CAM{where}" + (f" for {wanted[0]}" if len(wanted) == 1 else "")
+
+
+def _caption(what: str, layer: str, empty: bool) -> list[Line]:
+    parts = [part for part in (layer, what) if part]
+    if empty:
+        return [(" · ".join([*parts[:1], "no evidence"]), MUTED)]
+    return [(" · ".join(parts), TEXT)] if parts else []

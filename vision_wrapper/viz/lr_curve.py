@@ -1,0 +1,48 @@
+"""The curve of the learning-rate finder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vision_wrapper.viz._figure import MUTED, TRAIN, WRONG, Figure, figure_with_axes, nothing, plain_numbers, styled
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer import LRCurve
+
+
+@styled
+def plot_lr_curve(curve: LRCurve) -> Figure:
+    """Loss by learning rate (log axis) with the suggestion marked, or the reason why there is none."""
+    rates, losses = np.asarray(curve.lrs, dtype=float), np.asarray(curve.losses, dtype=float)
+    shown = np.isfinite(losses) & (rates > 0)
+    if not shown.any():
+        return nothing(f"No learning-rate curve to show. {curve.reason or ''}".strip())
+    rates, losses = rates[shown], losses[shown]
+    fig, (ax,) = figure_with_axes(7.5, 4.2)
+    ax.plot(rates, losses, color=TRAIN, marker="o" if len(rates) == 1 else None)
+    ax.set_xscale("log")
+    plain_numbers(ax.xaxis)
+    ax.set_ylim(*_limits(losses))
+    ax.grid(True)
+    ax.set(xlabel="learning rate (log scale)", ylabel="loss (smoothed)", title="Learning-rate finder")
+    if curve.suggestion is None:
+        ax.text(0.02, 0.04, f"No suggestion: {curve.reason}", transform=ax.transAxes, color=WRONG, wrap=True)
+        return fig
+    ax.axvline(curve.suggestion, color=WRONG, linestyle="--", linewidth=1.2)
+    at = np.interp(np.log(curve.suggestion), np.log(rates), losses)
+    ax.plot([curve.suggestion], [at], "o", color=WRONG, label=f"suggestion {curve.suggestion:.3g}")
+    ax.legend(loc="lower left")
+    if curve.reason:
+        ax.set_title(curve.reason, loc="right", fontsize=8, color=MUTED, fontweight="normal", wrap=True)
+    return fig
+
+
+def _limits(losses: np.ndarray) -> tuple[float, float]:
+    """From the lowest loss to well above the start: where the loss explodes, its height says nothing."""
+    start, low = float(np.median(losses[:5])), float(losses.min())
+    high = min(float(losses.max()), max(start, low) + 0.75 * max(start - low, 0.1 * abs(start), 1e-6))
+    high = max(high, start)
+    pad = 0.06 * max(high - low, 0.02 * abs(high), 1e-6)
+    return low - pad, high + pad
