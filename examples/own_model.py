@@ -23,10 +23,10 @@ class SmallNet(nn.Module):
             nn.BatchNorm2d(32),
             nn.ReLU(),
         )
-        self.head = nn.Linear(32, 10)
+        self.head = nn.Linear(32 * 8 * 8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).amax((2, 3)))  # logits, not probabilities: cross-entropy takes these
+        return self.head(self.body(x).flatten(1))  # logits, not probabilities: cross-entropy takes these
 
 
 vw.seed_everything(1)
@@ -35,7 +35,7 @@ loaders = data.make_loaders(digits, batch_size=64)
 
 model = SmallNet()
 print(models.summary(model, input_size=(1, 32, 32)))
-trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.02))
+trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.003))
 trainer.fit(loaders.train, loaders.test, epochs=3)
 print(trainer.evaluate(loaders.test))
 

@@ -291,6 +291,7 @@ def test_normalising_in_an_own_augmentation_is_an_error_before_training(augment,
         data.make_loaders(tiny, augment=augment)
 
 
+@pytest.mark.filterwarnings("ignore:ShiftScaleRotate")
 def test_the_description_is_the_same_in_every_process():
     texts = [Augmenter(OWN[kind](), (16, 16), MEAN, 0).description for kind in OWN]
     texts += [augmenter(a).description for a in ("flip", normalised_float, lambda image: image, AUGMENTATIONS["flip"])]

@@ -17,15 +17,21 @@ def seed_everything(seed: int) -> None:
 
     Raises `SettingError` unless 0 <= seed < 2**32.
     """
-    import torch
-
-    global _default_seed
     if seed is None:
         raise SettingError("seed_everything needs a seed, got None.")
+    global _default_seed
+    seed_generators(seed)
     _default_seed = checked_seed(seed)
-    random.seed(_default_seed)
-    np.random.seed(_default_seed)
-    torch.manual_seed(_default_seed)  # the CPU, CUDA and MPS generators
+
+
+def seed_generators(seed: int) -> None:
+    """Seed python, numpy and torch (every device), and nothing else."""
+    import torch
+
+    seed = checked_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # the CPU, CUDA and MPS generators
 
 
 def checked_seed(seed: int | None) -> int:

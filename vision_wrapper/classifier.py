@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -308,7 +308,7 @@ class _FromPixels(nn.Module):
     def __init__(self, model: nn.Module, preprocess: Preprocess):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float()
-        self.preprocess = replace(preprocess)  # its own copy, which keeps the constants that tracing sees
+        self.preprocess = preprocess
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(self.preprocess.normalise(images)).softmax(1)

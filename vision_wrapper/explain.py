@@ -1,7 +1,7 @@
 """Grad-CAM: where in an image the evidence for a class is. The maps as arrays; figures are in `viz`.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) weighs the channels of a layer by the mean gradient of a class's logit.
-The maps are computed by the grad-cam package, behind which its traps are taken away here.
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) weighs the channels of a layer by the mean gradient of a class's
+logit. The maps are computed by the grad-cam package, behind which its traps are taken away here.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class CamMaps:
 
 
 def gradcam(model: nn.Module, images: Tensor, targets: Sequence[int] | Tensor, layers: Layers | None = None) -> CamMaps:
-    """Grad-CAM maps of a class for each image, at one layer or several. Leaves the model and its gradients as they were.
+    """Grad-CAM maps of a class for each image, at one layer or several.
 
-    Works on frozen, half-precision and compiled models, and inside `torch.no_grad` and `torch.inference_mode`.
+    Leaves the model and its gradients as they were. Works on frozen, half-precision and compiled models, and inside
+    `torch.no_grad` and `torch.inference_mode`.
 
     Args:
         model: images to logits (N, num_classes).
@@ -92,8 +93,8 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
 def stages(model: nn.Module, image: Tensor, count: int = 4) -> tuple[str, ...]:
     """The names of one layer for each size of map, the last of the outermost ones; the last `count` sizes, in order.
 
-    ("prep", "layer1", "layer2", "layer3") of `CustomResNet`, ("layer1", …, "layer4") of `resnet18`. Arguments and errors
-    as in `default_layer`.
+    ("prep", "layer1", "layer2", "layer3") of `CustomResNet`, ("layer1", …, "layer4") of `resnet18`. Arguments and
+    errors as in `default_layer`.
     """
     with _borrowed(model, _checked_images(image)) as (net, images):
         return tuple(layer.name for layer in _layer_of_each_size(_probe(net, images)))[-count:]
@@ -312,7 +313,7 @@ def _batch_maps(net: nn.Module, layer: nn.Module, images: Tensor, targets: list[
 
     images = images.detach().clone().requires_grad_()  # so that gradients flow whatever is frozen
     # No `with`: grad-cam's context manager swallows IndexError. The transform serves models with autocast inside.
-    cam = GradCAM(net, [layer], reshape_transform=torch.Tensor.float)
+    cam: Any = GradCAM(net, [layer], reshape_transform=torch.Tensor.float)
     try:
         chosen = [ClassifierOutputTarget(target) for target in targets]
         maps = cam(images, chosen)  # (N, H, W)

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -300,7 +300,7 @@ class Trainer:
         checkpoints.write(self, run)
         evaluation = None
         if val_loader is not None:
-            with self._average.applied() if self._average is not None else nullcontext():
+            with self.averaged():
                 evaluation = self.evaluate(val_loader)
         run.total = run.samples
         row = {
@@ -322,7 +322,7 @@ class Trainer:
         if run.schedule is not None and run.schedule.every == "epoch":
             run.scheduler.step(*([row[run.schedule.monitor]] if run.schedule.monitor else []))
         run.epoch += 1
-        run.batch = 0
+        run.batch, run.seconds = 0, 0.0
         run.call("on_epoch_end")
 
     def _read_losses(self, run: _Fit) -> list[float]:
@@ -354,6 +354,8 @@ class Trainer:
             if batches is None and schedule.every == "batch":
                 raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
             run.scheduler = schedule.build(self.optimizer, epochs, math.ceil((batches or 1) / self.accumulate))
+            # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
+            vars(self.optimizer)["_opt_called"] = True
         run.hooks = {name: hooks_of(self.callbacks, name) for name in HOOKS}
         run.settings = self._describe(run)
         self._average = WeightAverage(self.model, self.ema) if self.ema is not None else None
@@ -373,6 +375,10 @@ class Trainer:
             "accumulate": self.accumulate,
             "l1": self.l1,
         }
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """During `fit(…)` with `ema`: a context in which the model holds the averaged weights; else nothing changes."""
+        return self._average.applied() if self._average is not None else nullcontext()
 
     # ---- evaluation
 
@@ -585,7 +591,7 @@ def _count_correct(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _reset_epoch(run: _Fit, device: torch.device) -> None:
     run.losses, run.sizes, run.rates = [], [], []
-    run.samples, run.seconds = 0, 0.0
+    run.samples = 0
     run.correct = torch.zeros((), dtype=torch.int64, device=device)
 
 
@@ -600,7 +606,8 @@ def _move_state(optimizer: torch.optim.Optimizer) -> None:
 def _detach_scheduler(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
     """Take away the counter that a torch scheduler puts over the optimizer's `step`."""
     if scheduler is not None:
-        vars(optimizer).pop("step", None)
+        for name in ("step", "_opt_called"):
+            vars(optimizer).pop(name, None)
 
 
 @contextmanager

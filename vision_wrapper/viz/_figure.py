@@ -23,7 +23,7 @@ RIGHT, WRONG = "#2b7a4b", "#b8322a"
 TEXT, MUTED, GRID = "#1f2933", "#6b7280", "#e3e7ec"
 
 # Names of classes are shown as they are: a "$" starts no formula.
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.parse_math": False,
@@ -68,16 +68,21 @@ class Figure(figure.Figure):
     def __init__(self, width: float, height: float, layout: str | None = "constrained"):
         super().__init__(figsize=(width, height), dpi=100, layout=layout)  # type: ignore[arg-type]
         FigureCanvasAgg(self)
+        if layout == "constrained":
+            self.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)  # inches
 
     def draw(self, renderer: Any) -> None:
         """Draw with this package's style, as labels of ticks are made only now."""
         with matplotlib.rc_context(STYLE):
             super().draw(renderer)
 
-    def _repr_png_(self) -> bytes:
+    def to_png(self) -> bytes:
+        """The content of a PNG file."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    _repr_png_ = to_png  # what notebooks ask for
 
 
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -107,7 +112,7 @@ def figure_with_axes(width: float, height: float, rows: int = 1, columns: int = 
 def epochs_axis(axes: Axes, label: str = "epoch") -> None:
     """Whole numbers on the x axis, and a light grid."""
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(True)
 
 
@@ -115,6 +120,12 @@ def plain_numbers(axis: Any) -> None:
     """Ticks such as 0.001 and 1e-06, in place of formulas."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def remark(fig: Figure, text: str, colour: str = MUTED) -> None:
+    """A sentence below a figure, in as many lines as it takes."""
+    characters = int(fig.get_figwidth() / CHARACTER * 0.95)
+    fig.supxlabel(textwrap.fill(" ".join(text.split()), characters), color=colour, fontsize=CAPTION_SIZE)
 
 
 def short(text: object, length: int) -> str:
@@ -260,6 +271,12 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
         interpolation="nearest" if few else "antialiased",
     )
     axes.set_axis_off()
+
+
+def label(axes: Axes, text: str) -> None:
+    """Text on the middle of an image."""
+    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=8, bbox=box)
 
 
 def aspect_of(images: Sequence[np.ndarray]) -> float:

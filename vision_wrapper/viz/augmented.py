@@ -36,7 +36,7 @@ def plot_augmented(loader: Loader, count: int = 8, looks: int = 4, epoch: int = 
     seen = [loader._samples[epoch + i, indices][0].numpy() for i in range(looks)]  # each uint8 (count, H, W, C)
     group = 1 + looks
     columns = group * (2 if looks <= 5 and len(indices) > 1 else 1)
-    tiles = Tiles(len(indices) * group, columns, aspect_of(seen[0]), width=1.0, group=group)
+    tiles = Tiles(len(indices) * group, columns, aspect_of(list(seen[0])), width=1.0, group=group)
     for i, index in enumerate(indices):
         image, label = loader.split[int(index)]
         tiles.add(i * group, image, [(name_of(loader.classes, label), TEXT)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper.errors import SettingError
-from vision_wrapper.viz._figure import MUTED, TEXT, Figure, Line, Tiles, aspect_of, name_of, nothing, styled
+from vision_wrapper.viz._figure import MUTED, TEXT, Figure, Line, Tiles, aspect_of, label, name_of, nothing, styled
 from vision_wrapper.viz.mistakes import names
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def plot_gradcam(
         return nothing("No misclassified images to show Grad-CAM for.")
     if mistakes.preprocess is None:
         raise SettingError(
-            "These mistakes do not know how images become inputs. Take them from trainer.predict(loader).mistakes(), or "
-            "pass source= and preprocess= to Predictions."
+            "These mistakes do not know how images become inputs. Take them from trainer.predict(loader).mistakes(), "
+            "or pass source= and preprocess= to Predictions."
         )
     if columns is not None and columns < 1:
         raise SettingError(f"columns must be at least 1, got {columns!r}.")
@@ -74,14 +74,16 @@ def plot_gradcam(
         header=2,
     )
     for i, image in enumerate(images):
-        tiles.add_header(i * group, names(mistakes[i]))
+        true, predicted = names(mistakes[i])
+        tiles.add_header(i * group, [true, (f"{predicted[0]} {mistakes[i].confidence:.0%}", predicted[1])])
         tiles.add(i * group, image, [(f"index {mistakes[i].index}", MUTED)])
         shown = [(what, layer) for what in cams for layer in range(len(used))]
         for position, (what, layer) in enumerate(shown, start=i * group + 1):
             cam = cams[what]
-            empty = bool(cam.empty[layer, i])
-            caption = _caption(what if len(cams) > 1 else "", used[layer] if len(used) > 1 else "", empty)
-            tiles.add(position, overlay(image, cam.maps[layer, i]), caption)
+            caption = _caption(what if len(cams) > 1 else "", used[layer] if len(used) > 1 else "")
+            axes = tiles.add(position, overlay(image, cam.maps[layer, i]), caption)
+            if cam.empty[layer, i]:
+                label(axes, "no evidence")
     return tiles.figure
 
 
@@ -122,8 +124,6 @@ def _title(layers: Sequence[str], wanted: Sequence[str]) -> str:
     return f"Grad-CAM{where}" + (f" for {wanted[0]}" if len(wanted) == 1 else "")
 
 
-def _caption(what: str, layer: str, empty: bool) -> list[Line]:
-    parts = [part for part in (layer, what) if part]
-    if empty:
-        return [(" · ".join([*parts[:1], "no evidence"]), MUTED)]
-    return [(" · ".join(parts), TEXT)] if parts else []
+def _caption(what: str, layer: str) -> list[Line]:
+    text = " ".join(part for part in (layer, what) if part)
+    return [(text, TEXT)] if text else []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vision_wrapper.viz._figure import MUTED, TRAIN, WRONG, Figure, figure_with_axes, nothing, plain_numbers, styled
+from vision_wrapper.viz._figure import TRAIN, WRONG, Figure, figure_with_axes, nothing, plain_numbers, remark, styled
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer import LRCurve
@@ -28,14 +28,14 @@ def plot_lr_curve(curve: LRCurve) -> Figure:
     ax.grid(True)
     ax.set(xlabel="learning rate (log scale)", ylabel="loss (smoothed)", title="Learning-rate finder")
     if curve.suggestion is None:
-        ax.text(0.02, 0.04, f"No suggestion: {curve.reason}", transform=ax.transAxes, color=WRONG, wrap=True)
+        remark(fig, f"No suggestion: {curve.reason}", WRONG)
         return fig
     ax.axvline(curve.suggestion, color=WRONG, linestyle="--", linewidth=1.2)
     at = np.interp(np.log(curve.suggestion), np.log(rates), losses)
     ax.plot([curve.suggestion], [at], "o", color=WRONG, label=f"suggestion {curve.suggestion:.3g}")
     ax.legend(loc="lower left")
     if curve.reason:
-        ax.set_title(curve.reason, loc="right", fontsize=8, color=MUTED, fontweight="normal", wrap=True)
+        remark(fig, curve.reason)
     return fig
 
 

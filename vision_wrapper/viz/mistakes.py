@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @styled
 def plot_misclassified(mistakes: Mistakes, columns: int = 5) -> Figure:
-    """Raw images with their true and predicted classes, the probability of the predicted one, and their index.
+    """Raw images with their true and predicted classes, the predicted one's probability, and their index.
 
     Args:
         mistakes: from `predictions.mistakes()`, whole or sliced.
@@ -29,7 +29,7 @@ def plot_misclassified(mistakes: Mistakes, columns: int = 5) -> Figure:
     images = mistakes.images()
     tiles = Tiles(len(images), min(columns, len(images)), aspect_of(images), lines=3, width=1.75)
     for position, (image, mistake) in enumerate(zip(images, mistakes, strict=True)):
-        tiles.add(position, image, [*names(mistake), (f"index {mistake.index}", MUTED)])
+        tiles.add(position, image, [*names(mistake), (f"{mistake.confidence:.0%}, index {mistake.index}", MUTED)])
     return tiles.figure
 
 
@@ -37,5 +37,5 @@ def names(mistake: Mistake) -> list[Line]:
     """Two lines of a caption: what it is, and what it was taken for."""
     return [
         (f"true: {mistake.true_name}", RIGHT),
-        (f"said: {mistake.predicted_name} {mistake.confidence:.0%}", WRONG),
+        (f"predicted: {mistake.predicted_name}", WRONG),
     ]

@@ -32,15 +32,16 @@ def plot_per_class(predictions: Predictions) -> Figure:
     results = predictions.per_class()
     overall = predictions.accuracy()
     fig, (ax,) = figure_with_axes(8, rows_height(len(results), 1.3))
-    bars = ax.barh(range(len(results)), [r.accuracy if r.count else 0 for r in results], 0.72, color=TRAIN)
+    ax.barh(range(len(results)), [r.accuracy if r.count else 0 for r in results], 0.72, color=TRAIN)
     if len(results) <= _MAX_NUMBERS:
-        labels = [f"{r.accuracy:.1%}  ({r.correct:,} of {r.count:,})" if r.count else "no images" for r in results]
-        ax.bar_label(bars, labels, padding=4, fontsize=8.5, color=MUTED)
+        for row, r in enumerate(results):
+            text = f"{r.accuracy:.1%}  ({r.correct:,} of {r.count:,})" if r.count else "no images"
+            ax.text(1.02, row, text, va="center", fontsize=8.5, color=MUTED)
     ax.axvline(
         overall, color=WRONG, linestyle="--", linewidth=1.2, label=f"all {len(predictions):,} images: {overall:.2%}"
     )
     class_rows(ax, [r.name for r in results])
-    ax.set_xlim(0, 1.3)
+    ax.set_xlim(0, 1.28)
     ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.grid(True, axis="x")

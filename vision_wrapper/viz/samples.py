@@ -57,7 +57,7 @@ def plot_samples(
         split, classes = split.train, classes or split.classes  # type: ignore[union-attr]
     if count < 0 or columns < 1 or (per_class is not None and per_class < 0):
         raise SettingError(
-            f"Expected count and per_class of at least 0 and columns of at least 1, got {count}, {per_class}, {columns}."
+            f"Expected count and per_class of at least 0, columns of at least 1; got {count}, {per_class}, {columns}."
         )
     random = np.random.default_rng([checked_seed(seed), 0x5A3])  # a stream of its own
     if per_class is not None:

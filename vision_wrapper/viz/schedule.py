@@ -26,8 +26,8 @@ def plot_schedule(schedule: Schedule, epochs: int, steps_per_epoch: int, lr: flo
     """
     if not hasattr(schedule, "preview"):
         raise SettingError(
-            f"Expected a schedule with a preview, such as schedules.one_cycle(max_lr=0.1), got {type(schedule).__name__}. "
-            "A function of the optimizer becomes one by schedules.from_function."
+            f"Expected a schedule with a preview, such as schedules.one_cycle(max_lr=0.1), got "
+            f"{type(schedule).__name__}. A function of the optimizer becomes one by schedules.from_function."
         )
     if epochs < 1 or steps_per_epoch < 1:
         return nothing(f"No batches to show: {epochs} epochs of {steps_per_epoch} batches.")

@@ -1,0 +1,395 @@
+"""Loaders: batches in an order and with a look that the seed and the epoch decide, whatever makes them."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import random
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from conftest import random_images
+from PIL import Image
+from torchvision.transforms import v2
+
+import vision_wrapper as vw
+from vision_wrapper import data
+from vision_wrapper.data import AUGMENTATIONS, Preprocess, make_loaders
+from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
+
+
+def collect(batches):
+    """All images and targets of an iterator of batches."""
+    images, targets = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+def by_index(loader, epoch):
+    """Each sample's input, by its index in the split."""
+    images, targets = collect(loader.batches(epoch))
+    order = loader.order(epoch)[: len(images)]
+    assert torch.equal(targets, torch.from_numpy(loader.split.labels[order]))
+    return dict(zip(order.tolist(), images, strict=True))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+
+class GlobalNoise:
+    """Draws from the global generators of python, numpy and torch; top level, so that spawn can pickle it."""
+
+    def __call__(self, image):
+        shift = random.randrange(50) + int(np.random.randint(50)) + int(torch.randint(50, ()))
+        return (image // 2 + shift).astype(np.uint8)
+
+
+# ---- batches
+
+
+def test_batches_are_normalised_floats_and_labels(tiny):
+    loaders = make_loaders(tiny, batch_size=10)
+    assert len(loaders.train) == 3 and len(loaders.test) == 1 and loaders.val is None
+    sizes = []
+    for images, targets in loaders.train:
+        assert images.dtype == torch.float32 and targets.dtype == torch.int64
+        assert images.shape[1:] == (3, 16, 16) and images.is_contiguous() and targets.shape == (len(images),)
+        sizes.append(len(images))
+    assert sizes == [10, 10, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalisation_is_of_pixels_in_0_to_1(channels):
+    raw = random_images(30, 12, channels)
+    own = data.from_arrays((raw, np.arange(30) % 2), (raw, np.arange(30) % 2), channels=channels)
+    loaders = make_loaders(own, batch_size=7)
+    pixels = raw / 255
+    expected = ((pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))).transpose(0, 3, 1, 2)
+    assert np.allclose(collect(loaders.test)[0].numpy(), expected, atol=1e-5)
+    train = by_index(loaders.train, 0)
+    assert np.allclose(np.stack([train[i] for i in range(30)]), expected, atol=1e-5)
+    assert np.allclose(loaders.preprocess(raw[3]).numpy(), expected[3], atol=1e-5)
+
+
+def test_padding_and_holes_come_before_normalisation(tiny):
+    preprocess = Preprocess(16, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+    black = [torch.tensor((0 - m) / s) for m, s in zip(preprocess.mean, preprocess.std, strict=True)]
+    white = data.from_arrays(*(((np.full_like(s.images, 255)), s.labels) for s in (tiny.train, tiny.test)))
+    images, _ = collect(make_loaders(white, "crop_flip_cutout", preprocess=preprocess).train)
+    for channel, value in enumerate(black):
+        dark = torch.isclose(images[:, channel], value, atol=1e-5)
+        bright = torch.isclose(images[:, channel], torch.tensor((1 - preprocess.mean[channel]) / preprocess.std[channel]))
+        assert (dark | bright).all() and (dark.sum((1, 2)) >= 64).all()  # a hole of 8x8, and padding
+    mean = collect(make_loaders(white, (data.Cutout(8, fill="mean"),), preprocess=preprocess).train)[0]
+    assert ((mean.abs() < 0.02).sum((2, 3)) == 64).all()  # a hole filled with the mean is zero
+
+
+def test_one_grey_channel_stored_is_three_shown():
+    raw, labels = random_images(8, channels=1), np.arange(8) % 2
+    images, _ = collect(make_loaders(data.from_arrays((raw, labels), (raw, labels))).test)
+    assert images.shape == (8, 3, 8, 8) and torch.allclose(images[:, 0], images[:, 2])
+
+
+def test_drop_last(tiny):
+    loader = make_loaders(tiny, batch_size=7, drop_last=True).train
+    assert len(loader) == 3 and [len(t) for _, t in loader] == [7, 7, 7]
+    assert sum(len(t) for _, t in make_loaders(tiny, batch_size=7, drop_last=True).test) == 9
+    with pytest.raises(SettingError, match="leaves no batch: 24 training images"):
+        make_loaders(tiny, batch_size=25, drop_last=True)
+
+
+# ---- order and epochs
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(tiny):
+    loader = make_loaders(tiny, batch_size=5, seed=1).train
+    assert sorted(loader.order(0)) == list(range(24))
+    assert np.array_equal(loader.order(3), make_loaders(tiny, "flip", batch_size=9, seed=1).train.order(3))
+    orders = [loader.order(e) for e in range(3)] + [make_loaders(tiny, seed=2).train.order(0)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert torch.equal(collect(loader.batches(2))[1], torch.from_numpy(tiny.train.labels[loader.order(2)]))
+
+
+def test_a_plain_pass_is_the_next_epoch_and_batches_is_not(tiny):
+    loader = make_loaders(tiny, "crop_flip", batch_size=5).train
+    wanted = [collect(loader.batches(epoch))[0] for epoch in range(3)]
+    assert loader.epoch == 0
+    for epoch in range(3):
+        assert loader.epoch == epoch
+        assert torch.equal(collect(loader)[0], wanted[epoch])
+    next(iter(loader))  # begun is enough
+    assert loader.epoch == 4
+    list(loader.batches(0)), len(loader), loader.order(7), loader.describe()
+    assert loader.epoch == 4
+
+
+def test_an_epoch_can_be_entered_in_the_middle(tiny):
+    loader = make_loaders(tiny, "crop_flip", batch_size=5).train
+    whole = list(loader.batches(1))
+    for start in range(len(whole) + 2):
+        rest = list(loader.batches(1, start))
+        assert len(rest) == max(0, len(whole) - start)
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_evaluation_is_never_shuffled_nor_augmented(tiny):
+    loaders = make_loaders(tiny, "crop_flip_cutout", batch_size=4, val_fraction=0.25, num_workers=0)
+    assert loaders.val is not None
+    for loader in (loaders.test, loaders.val):
+        raw = torch.stack([loaders.preprocess(loader.split[i][0]) for i in range(len(loader.split))])
+        for _ in range(2):
+            images, targets = collect(loader)
+            assert torch.equal(images, raw) and torch.equal(targets, torch.from_numpy(loader.split.labels))
+        assert loader.order(5).tolist() == list(range(len(loader.split))) and loader.epoch == 0
+
+
+def test_the_seed_of_seed_everything_is_the_default(tiny):
+    vw.seed_everything(9)
+    loader = make_loaders(tiny, "flip").train
+    assert loader.seed == 9
+    assert same(by_index(loader, 0), by_index(make_loaders(tiny, "flip", seed=9).train, 0))
+
+
+# ---- contract 2: seed, epoch and index alone
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_batch_size_changes_no_image(name, tiny):
+    augment = tuple(
+        data.Cutout(4, o.holes, o.fill, o.p) if isinstance(o, data.Cutout) else o for o in AUGMENTATIONS[name]
+    )  # as small as the images
+    wanted = by_index(make_loaders(tiny, augment, batch_size=24, seed=3).train, 1)
+    for batch_size in (1, 7):
+        assert same(by_index(make_loaders(tiny, augment, batch_size=batch_size, seed=3).train, 1), wanted)
+
+
+AUGMENTS = {
+    "table": "crop_flip_cutout",
+    "compose": A.Compose([A.RandomCrop(14, 14), A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)])]),
+    "torchvision": v2.Compose([v2.RandomCrop(14), v2.ColorJitter(0.4)]),
+    "callable": GlobalNoise(),
+}
+
+
+def check_workers(tiny, counts):
+    """Equal images for any number of workers, epoch by epoch; different ones from epoch to epoch and sample to sample."""
+    alike = data.from_arrays(  # equal images, so that a repeated draw shows
+        train=(np.repeat(tiny.train.images[:1], 24, axis=0), tiny.train.labels), test=(tiny.test.images, tiny.test.labels)
+    )
+    for augment in AUGMENTS.values():
+        plain = make_loaders(alike, augment, batch_size=3, seed=2, num_workers=0).train
+        wanted = [by_index(plain, epoch) for epoch in range(2)]
+        looks = {image.numpy().tobytes() for images in wanted for image in images.values()}
+        assert len(looks) > 20  # workers that draw alike would give half as many
+        for count in counts:
+            loader = make_loaders(alike, augment, batch_size=3, seed=2, num_workers=count).train
+            before = states()
+            found = [by_index(loader, epoch) for epoch in range(2)]
+            assert states() == before
+            assert all(same(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@pytest.fixture
+def start_method(request):
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    gc.collect()  # ends the workers
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.parametrize("start_method", ["fork"], indirect=True)
+def test_workers_under_fork(tiny, start_method):
+    check_workers(tiny, (2, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+def test_workers_under_spawn(tiny, start_method, monkeypatch):
+    monkeypatch.setitem(globals(), "AUGMENTS", {k: AUGMENTS[k] for k in ("table", "callable")})  # each start takes seconds
+    check_workers(tiny, (2,))
+
+
+def test_two_passes_at_once_do_not_mix(tiny):
+    plain = make_loaders(tiny, "flip", batch_size=4).train
+    loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
+    outer = loader.batches(0)
+    first = [next(outer)]
+    inner = collect(loader.batches(1))  # as a callback that evaluates in the middle of an epoch
+    assert torch.equal(inner[0], collect(plain.batches(1))[0])
+    assert torch.equal(collect(first + list(outer))[0], collect(plain.batches(0))[0])
+    for (a, _), (b, _) in zip(loader.batches(2), loader.batches(3), strict=True):
+        assert a.shape == b.shape and not torch.equal(a, b)
+
+
+def test_a_pass_left_early_leaves_the_next_one_whole(tiny):
+    plain = make_loaders(tiny, "flip", batch_size=4).train
+    loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
+    for epoch in range(3):
+        for _ in loader.batches(epoch):
+            break
+    assert torch.equal(collect(loader.batches(3))[0], collect(plain.batches(3))[0])
+    assert len(loader._workers) == 1  # the same processes served all of them
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_is_named_from_a_worker_too(image_folder, num_workers):
+    loaders = make_loaders(data.load(image_folder), num_workers=num_workers, batch_size=2)
+    path = image_folder / "train" / "dog" / "3.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:70])
+    with pytest.raises(DataError, match=r"dog/3\.png cannot be decoded"):
+        list(loaders.train)
+    path.unlink()
+    with pytest.raises(DataNotFoundError, match=r"dog/3\.png"):
+        list(loaders.train)
+    path.write_bytes(content)
+    assert len(collect(loaders.train)[1]) == 8
+
+
+def test_num_workers_none_is_none_in_memory_and_some_for_files(tiny, image_folder):
+    assert make_loaders(tiny, val_fraction=0.25).train.num_workers == 0
+    loaders = make_loaders(data.load(image_folder / "train"))  # subsets of a listing
+    assert 1 <= loaders.train.num_workers <= 8
+    assert make_loaders(tiny, num_workers=3).train.num_workers == 3
+
+
+# ---- held-out part, sizes, settings
+
+
+def test_val_fraction_is_stratified_and_by_seed(tiny):
+    loaders = make_loaders(tiny, val_fraction=0.25, seed=1)
+    assert loaders.val is not None
+    assert np.bincount(loaders.val.split.labels).tolist() == [2, 2, 2] and len(loaders.train.split) == 18
+    parts = [set(loader.split.indices.tolist()) for loader in (loaders.train, loaders.val)]
+    assert parts[0] | parts[1] == set(range(24)) and not parts[0] & parts[1]
+    others = [set(make_loaders(tiny, val_fraction=0.25, seed=s).val.split.indices.tolist()) for s in range(2, 6)]
+    assert any(other != parts[1] for other in others)
+    image, label = loaders.val.split[0]
+    index = int(loaders.val.split.indices[0])
+    assert np.array_equal(image, tiny.train.images[index]) and label == tiny.train.labels[index]
+    assert loaders.val.split.origin(0) == f"index {index}"
+
+
+def test_the_sources_own_val_is_used(tiny):
+    pair = (tiny.train.images, tiny.train.labels)
+    own = data.from_arrays(pair, pair, val=(pair[0][:6], pair[1][:6]))
+    loaders = make_loaders(own)
+    assert loaders.val is not None and len(loaders.val.split) == 6
+    with pytest.raises(SettingError, match="validation split of its own"):
+        make_loaders(own, val_fraction=0.2)
+
+
+def test_images_of_one_size_keep_it_and_others_become_224(image_folder):
+    assert make_loaders(data.load(image_folder), num_workers=0).preprocess.size == (10, 12)
+    Image.new("RGB", (40, 30), "red").save(image_folder / "train" / "cat" / "z.png")
+    for augment in ("none", "crop_flip", "photo", GlobalNoise()):
+        loaders = make_loaders(data.load(image_folder), augment, num_workers=0, batch_size=9)
+        assert next(iter(loaders.train))[0].shape == (9, 3, 224, 224)
+    loaders = make_loaders(data.load(image_folder), "photo", num_workers=0, size=(20, 24))
+    assert next(iter(loaders.train))[0].shape[2:] == next(iter(loaders.test))[0].shape[2:] == (20, 24)
+    assert make_loaders(data.load(image_folder), num_workers=0, size=32).preprocess.size == (32, 32)
+
+
+def test_resizing_covers_and_cuts_at_the_centre():
+    preprocess = Preprocess((8, 8), 3, (0.5,) * 3, (0.5,) * 3)
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 200
+    assert (preprocess.resize(wide) == 200).all()
+    assert preprocess.resize(np.full((3, 5, 3), 9, np.uint8)).shape == (8, 8, 3)
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    assert abs(preprocess.resize(checks).astype(int) - 127).max() < 20  # averaged, not sampled
+
+
+def test_statistics_come_from_the_raw_training_split_or_the_table(tiny):
+    loaders = make_loaders(tiny, "crop_flip_cutout", size=32)
+    found = data.stats(tiny)
+    assert loaders.preprocess.mean == found.mean and loaders.preprocess.std == found.std
+    digits = data.load("digits")
+    assert make_loaders(digits).preprocess.mean == data.DATASETS["digits"].mean * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"batch_size": 0}, SettingError, "batch_size must be .* got 0"),
+        ({"batch_size": 2.0}, SettingError, "batch_size"),
+        ({"batch_size": True}, SettingError, "batch_size"),
+        ({"val_fraction": 1.0}, SettingError, "val_fraction"),
+        ({"num_workers": -1}, SettingError, "num_workers"),
+        ({"seed": -1}, SettingError, "seed"),
+        ({"size": 0}, SettingError, "size"),
+        ({"size": 16, "preprocess": Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3)}, SettingError, "pass one of them"),
+        ({"preprocess": Preprocess(16, 1, (0.5,), (0.5,))}, DataError, "Load them with channels=1"),
+        ({"augment": "crop_flip_cutuot"}, UnknownNameError, "did you mean 'crop_flip_cutout'"),
+        ({"augment": (data.Cutout(17),)}, SettingError, "does not fit"),
+        ({"augment": (data.Cutout(fill=(0.49, 0.48, 0.45)),)}, SettingError, "0..255"),
+    ],
+)
+def test_settings_that_cannot_be(tiny, arguments, error, words):
+    with pytest.raises(error, match=words):
+        make_loaders(tiny, **arguments)
+
+
+def test_preprocess_checks_its_values():
+    for arguments in (
+        (16, 3, (0.5,), (0.5,)),
+        (16, 1, (125.0,), (60.0,)),  # of pixels in 0..255
+        (16, 1, (0.5,), (0.0,)),
+        ((16, 16, 3), 1, (0.5,), (0.5,)),
+    ):
+        with pytest.raises(SettingError):
+            Preprocess(*arguments)
+    preprocess = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(DataError, match="Normalisation is done here"):
+        preprocess(np.zeros((8, 8, 3), np.float32))
+    with pytest.raises(DataError, match=r"\(H, W, 3\), got shape \(8, 8, 4\)"):
+        preprocess(np.zeros((8, 8, 4), np.uint8))
+
+
+def test_preprocess_takes_what_a_raw_image_comes_as():
+    grey, rgb = random_images(1, 8, 1)[0], random_images(1, 8, 3)[0]
+    to_rgb, to_grey = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3), Preprocess(8, 1, (0.5,), (0.5,))
+    assert torch.equal(to_rgb(grey), to_rgb(grey[..., 0])) and torch.equal(to_rgb(grey), to_rgb(Image.fromarray(grey[..., 0])))
+    assert torch.equal(to_rgb(grey)[0], to_rgb(grey)[2]) and to_rgb(torch.from_numpy(rgb)).shape == (3, 8, 8)
+    assert torch.equal(to_grey(rgb), to_grey(Image.fromarray(rgb).convert("L")))
+    assert torch.equal(to_rgb.batch([rgb, grey])[0], to_rgb(rgb))
+
+
+def test_describe_tells_runs_apart(tiny):
+    import json
+
+    def text(**arguments):
+        return json.dumps(make_loaders(tiny, **arguments).train.describe())
+
+    base = text(augment="flip")
+    assert base == text(augment="flip", num_workers=2)  # workers change nothing
+    others = [{"augment": "crop"}, {"augment": "flip", "batch_size": 9}, {"augment": "flip", "seed": 5}]
+    others += [{"augment": "flip", "size": 20}, {"augment": "flip", "val_fraction": 0.25}]
+    assert len({base, *(text(**arguments) for arguments in others)}) == 6
+
+
+def test_making_and_passing_over_loaders_leaves_the_random_states(tiny):
+    before = states()
+    loaders = make_loaders(tiny, GlobalNoise(), val_fraction=0.25)
+    list(loaders.train), list(loaders.test)
+    assert states() == before
+    iterator = iter(loaders.train)
+    next(iterator)  # between batches too
+    assert states() == before
+
+
+def test_cifar10_from_its_folder(cifar_folder):
+    preprocess = Preprocess(32, 3, data.DATASETS["cifar10"].mean, data.DATASETS["cifar10"].std)
+    folder = data.load(cifar_folder)
+    plain = make_loaders(folder, "crop_flip_cutout", batch_size=64, num_workers=0, preprocess=preprocess).train
+    images, targets = next(plain.batches(0))
+    assert images.shape == (64, 3, 32, 32) and abs(images.mean()) < 0.5 and 0.7 < images.std() < 1.3
+    assert targets.tolist() == folder.train.labels[plain.order(0)[:64]].tolist()

@@ -1,0 +1,180 @@
+"""`vision-wrapper`, the command line: thin, and quick to answer `--help`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    help="From a folder of images to a trained, explained and reproducible classifier.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataOption = Annotated[Optional[str], typer.Option("--data", help="A data set's name, or a folder of images.")]  # noqa: UP045
+RootOption = Annotated[str, typer.Option(help="Where named data sets are kept.")]
+EpochsOption = Annotated[Optional[int], typer.Option(help="In place of the recipe's.")]  # noqa: UP045
+SeedOption = Annotated[Optional[int], typer.Option(help="In place of the recipe's.")]  # noqa: UP045
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeat for more."),
+]
+RecipeArgument = Annotated[str, typer.Argument(help="A name that `recipes` lists.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument = "quickstart",
+    data: DataOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder.")] = None,  # noqa: UP045
+    root: RootOption = "data",
+) -> None:
+    """Train a recipe and write a run folder; alone, the quick start on digits, offline."""
+    from vision_wrapper import recipes
+    from vision_wrapper.trainer import EpochLog, ProgressBar
+
+    bar = ProgressBar() if sys.stderr.isatty() else EpochLog()
+    result = recipes.run(recipe, data, root, out, callbacks=[bar], **_settings(epochs, seed, set_))
+    if result.predictions is None:
+        command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
+        typer.echo(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
+        raise typer.Exit(130)
+    _print_accuracy(result.predictions)
+    typer.echo(f"report: {result.run_dir / 'report.html'}")
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Test a run's best.safetensors again on its test set."""
+    from vision_wrapper import recipes
+
+    predictions = recipes.evaluate_run(run)
+    _print_accuracy(predictions)
+    for result in predictions.per_class():
+        typer.echo(f"  {result.name:20} {result.accuracy:7.2%}  ({result.correct}/{result.count})")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+) -> None:
+    """Say what is on images: file, class and probability, separated by tabs."""
+    from vision_wrapper import load_classifier
+
+    for file, prediction in zip(files, load_classifier(model).predict(list(files))):
+        typer.echo(f"{file}\t{prediction.name}\t{prediction.probability:.4f}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
+) -> None:
+    """Write a classifier for use elsewhere, with normalisation and softmax inside."""
+    from vision_wrapper import classifier
+
+    classifier.export(model, out, format=format)  # type: ignore[arg-type]
+    typer.echo(f"wrote {out}")
+
+
+@app.command("find-lr")
+def find_lr(
+    recipe: RecipeArgument = "quickstart",
+    data: DataOption = None,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Where the curve is drawn.")] = Path("lr_curve.png"),
+    root: RootOption = "data",
+) -> None:
+    """Run the learning rate range test for a recipe."""
+    from vision_wrapper import recipes, viz
+    from vision_wrapper._files import write_bytes
+
+    curve = recipes.find_lr(recipe, data, root, **_settings(None, seed, set_))
+    typer.echo(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
+    typer.echo(curve.reason)
+    write_bytes(out, viz.plot_lr_curve(curve).to_png())
+    typer.echo(f"curve: {out}")
+
+
+@app.command()
+def stats(
+    data: Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help="A data set's name, or a folder of images.")],
+    root: RootOption = "data",
+    channels: Annotated[int, typer.Option(help="3 for RGB, 1 for grey.")] = 3,
+) -> None:
+    """Mean, standard deviation, counts and sizes of the raw images."""
+    from vision_wrapper import data as image_data
+
+    typer.echo(str(image_data.stats(image_data.load(data, root, channels=channels))))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes with what they reach."""
+    from vision_wrapper.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        expected = recipe.expected
+        measured = f"{expected.accuracy:.2%} ({expected.seeds} seeds)" if expected else "not yet measured"
+        typer.echo(f"{recipe.name:24} {recipe.data:8} {recipe.epochs:3} epochs  measured: {measured}")
+        typer.echo(f"{'':24} {recipe.description}")
+        if recipe.published:
+            typer.echo(f"{'':24} published: {recipe.published}")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write a run's report anew."""
+    from vision_wrapper import report as run_report
+
+    typer.echo(f"report: {run_report.write(run)}")
+
+
+def _settings(epochs: int | None, seed: int | None, assignments: list[str] | None) -> dict[str, Any]:
+    """FIELD=VALUE, where a value is JSON or else a plain text, and the options that have a name of their own."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set needs FIELD=VALUE, got {assignment!r}.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    if epochs is not None:
+        settings["epochs"] = epochs
+    if seed is not None:
+        settings["seed"] = seed
+    return settings
+
+
+def _print_accuracy(predictions: Any) -> None:
+    low, high = predictions.accuracy_interval()
+    right = round(predictions.accuracy() * len(predictions))
+    typer.echo(
+        f"test accuracy: {predictions.accuracy():.2%} ({right} of {len(predictions)}; 95% interval {low:.2%} to {high:.2%})"
+    )
+
+
+def main() -> None:
+    """Run the command line; the library's own errors are a sentence, not a traceback."""
+    from vision_wrapper.errors import VisionWrapperError
+
+    try:
+        app()
+    except VisionWrapperError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

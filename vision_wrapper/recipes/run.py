@@ -1,0 +1,280 @@
+"""Running a recipe: from data to a run folder with everything in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vision_wrapper
+from vision_wrapper import data as image_data
+from vision_wrapper import models, report, viz
+from vision_wrapper._files import PathLike, read_json, write_bytes, write_json, write_text
+from vision_wrapper._seeding import seed_generators
+from vision_wrapper._state import preserve_random_states
+from vision_wrapper.classifier import load_classifier, save_classifier
+from vision_wrapper.data import ImageData, Loaders
+from vision_wrapper.errors import OtherRunError, SettingError
+from vision_wrapper.evaluation import Predictions
+from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.trainer import Callback, CSVLog, History, LRCurve, Run, Trainer
+
+SHOWN_MISTAKES = 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run: `predictions` are of the test set after the last epoch, None where the run was interrupted."""
+
+    recipe: Recipe
+    history: History
+    predictions: Predictions | None
+    run_dir: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether every part of the run folder is there."""
+        return self.predictions is not None
+
+
+def run(
+    recipe: str | Recipe,
+    data: str | os.PathLike[str] | ImageData | None = None,
+    root: str | os.PathLike[str] = "data",
+    out: PathLike | None = None,
+    *,
+    callbacks: Sequence[Callback] | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a recipe, and write a run folder.
+
+    The same call again goes on with an unfinished run and leaves a finished one as it is.
+
+    Args:
+        recipe: a name of `RECIPES`, or a Recipe.
+        data: a name of `DATASETS`, a folder of images, or an ImageData; None is the recipe's own.
+        root: where named data sets are kept.
+        out: the run folder; None is `runs/RECIPE-DATE-TIME`.
+        callbacks: as of `Trainer`.
+        device: as of `Trainer`.
+        settings: fields of the recipe to change, such as `epochs=5` or `seed=1`.
+
+    Raises:
+        UnknownNameError: an unknown recipe or setting.
+        SettingError: `out` is there and is no run folder.
+        OtherRunError: `out` holds a run of another recipe, of other settings or of other data.
+    """
+    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    source = plan.data if data is None else data
+    name = source.name if isinstance(source, ImageData) else str(source)
+    images, loaders = _load(plan, source, root)
+    folder = Path(out) if out is not None else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _open_run_folder(folder, {"recipe": plan.as_dict(), "data": name, "root": str(root)})
+    if (folder / "report.html").exists():
+        return _finished_run(plan, folder, loaders)
+    with preserve_random_states():
+        seed_generators(plan.seed)
+        return _train(plan, images, loaders, folder, callbacks, device)
+
+
+def _train(
+    plan: Recipe, images: ImageData, loaders: Loaders, folder: Path, callbacks: Sequence[Callback] | None, device: str | None
+) -> Result:
+    model = plan.build_model(len(images.classes))
+    optimizer = plan.build_optimizer(model)
+    best = _BestClassifier(folder / "best.safetensors", loaders)
+    own = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
+    loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
+    trainer = Trainer(model, optimizer, loss, callbacks=callbacks, device=device, precision=plan.precision, ema=plan.ema)
+    trainer.callbacks += own
+    curve = _lr_curve(plan, trainer, loaders, folder)
+    schedule = plan.build_schedule(None if curve is None else curve.suggestion)
+    history = trainer.fit(
+        loaders.train, loaders.val or loaders.test, epochs=plan.epochs, schedule=schedule, checkpoint=folder / "last.ckpt"
+    )
+    history.to_csv(folder / "history.csv")
+    history.to_json(folder / "history.json")
+    if len(history) < plan.epochs:
+        return Result(plan, history, None, folder)
+    predictions = trainer.predict(loaders.test)
+    if loaders.val is None:
+        best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
+    _write_results(folder, images, model, history, predictions, curve)
+    report.write(folder)
+    return Result(plan, history, predictions, folder)
+
+
+class _BestClassifier(Callback):
+    """Keeps the weights of the best epoch on the held-out images."""
+
+    def __init__(self, path: Path, loaders: Loaders):
+        self.path, self.loaders, self.best = path, loaders, -1.0
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Save where this epoch is better than all before."""
+        row = run.history[-1]
+        if row["val_accuracy"] > self.best:
+            self.best = row["val_accuracy"]
+            self.save(run.trainer, {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]})
+
+    def save(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Write the classifier file."""
+        with trainer.averaged():
+            save_classifier(self.path, trainer.model, self.loaders.preprocess, self.loaders.train.classes, metrics=metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best accuracy so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self.best = state["best"]
+
+
+def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) -> LRCurve | None:
+    """The LR finder's curve where the recipe asks for it; a run that goes on reads the one it began with."""
+    if not plan.find_lr:
+        return None
+    path = folder / "lr_curve.json"
+    if path.exists():
+        return LRCurve(**read_json(path))
+    curve = trainer.find_lr(loaders.train)
+    if curve.suggestion is None:
+        raise SettingError(f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr.")
+    write_json(path, {"lrs": curve.lrs, "losses": curve.losses, "suggestion": curve.suggestion, "reason": curve.reason})
+    return curve
+
+
+def _write_results(
+    folder: Path, images: ImageData, model: nn.Module, history: History, predictions: Predictions, curve: LRCurve | None
+) -> None:
+    predictions.save(folder / "predictions.npz")
+    mistakes = predictions.mistakes(order="confidence")
+    mistakes.to_csv(folder / "mistakes.csv")
+    write_json(folder / "environment.json", environment())
+    assert predictions.preprocess is not None
+    write_text(folder / "model.txt", str(models.summary(model, (images.channels, *predictions.preprocess.size))))
+    shown = mistakes[:SHOWN_MISTAKES]
+    figures = {
+        "history": viz.plot_history(history),
+        "learning_rate": viz.plot_learning_rate(history),
+        "samples": viz.plot_samples(images.train, classes=images.classes),
+        "class_distribution": viz.plot_class_distribution(image_data.stats(images)),
+        "confusion_matrix": viz.plot_confusion_matrix(predictions),
+        "per_class": viz.plot_per_class(predictions),
+        "reliability": viz.plot_reliability(predictions),
+        "misclassified": viz.plot_misclassified(shown),
+        "gradcam_predicted": viz.plot_gradcam(model, shown, target="predicted"),
+        "gradcam_true": viz.plot_gradcam(model, shown, target="true"),
+    }
+    if curve is not None:
+        figures["lr_curve"] = viz.plot_lr_curve(curve)
+    for name, figure in figures.items():
+        write_bytes(folder / "plots" / f"{name}.png", figure.to_png())
+
+
+def environment() -> dict[str, Any]:
+    """What the run was made on, without anything personal."""
+    import albumentations
+    import torchvision
+
+    return {
+        "vision_wrapper": vision_wrapper.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "albumentations": albumentations.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def find_lr(
+    recipe: str | Recipe,
+    data: str | os.PathLike[str] | ImageData | None = None,
+    root: str | os.PathLike[str] = "data",
+    **settings: Any,
+) -> LRCurve:
+    """The LR finder's curve for a recipe; arguments and errors as in `run`."""
+    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    images, loaders = _load(plan, plan.data if data is None else data, root)
+    with preserve_random_states():
+        seed_generators(plan.seed)
+        model = plan.build_model(len(images.classes))
+        loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
+        return Trainer(model, plan.build_optimizer(model), loss, precision=plan.precision).find_lr(loaders.train)
+
+
+def _load(plan: Recipe, source: Any, root: Any) -> tuple[ImageData, Loaders]:
+    images = source
+    if not isinstance(source, ImageData):
+        images = image_data.load(source, root, channels=plan.channels, seed=plan.seed)
+    loaders = image_data.make_loaders(
+        images, plan.augment, plan.batch_size, val_fraction=plan.val_fraction, drop_last=plan.drop_last, seed=plan.seed
+    )
+    return images, loaders
+
+
+# ---- run folders
+
+
+def _open_run_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the run folder, whole, or check that the one that is there is of the same run."""
+    identity = json.loads(json.dumps(identity))  # as it will be read back
+    if (folder / "recipe.json").exists():
+        kept = read_json(folder / "recipe.json")
+        there, here = ({**i.get("recipe", {}), "data": i.get("data")} for i in (kept, identity))
+        differences = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in here.items() if there.get(k) != v and k != "expected"]
+        if differences:
+            raise OtherRunError(f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=.")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        write_json(temporary / "recipe.json", identity)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
+    predictions = Predictions.load(
+        folder / "predictions.npz", classes=loaders.test.classes, source=loaders.test.split, preprocess=loaders.preprocess
+    )
+    return Result(plan, History.from_json(folder / "history.json"), predictions, folder)
+
+
+def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a run folder, and its identity (`data`, `root`). Raises `SettingError` where it is none."""
+    folder = Path(folder)
+    if not (folder / "recipe.json").exists():
+        raise SettingError(f"{folder} is no run folder (no recipe.json). Give the folder that `train` named.")
+    identity = read_json(folder / "recipe.json")
+    try:
+        return Recipe(**{**identity["recipe"], "expected": None}), identity
+    except (KeyError, TypeError) as error:
+        raise SettingError(f"{folder / 'recipe.json'} does not hold a recipe: {error}.") from error
+
+
+def evaluate_run(folder: PathLike) -> Predictions:
+    """The predictions of a run's best.safetensors on its test set, computed anew."""
+    plan, identity = read_run(folder)
+    classifier = load_classifier(Path(folder) / "best.safetensors")
+    images = image_data.load(identity["data"], identity["root"], channels=plan.channels, seed=plan.seed)
+    loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
+    trainer = Trainer(classifier.model, plan.build_optimizer(classifier.model), precision=plan.precision)
+    return trainer.predict(loaders.test)
