@@ -39,7 +39,12 @@ def looks(augment, epoch=0, count=40, size=16, image=None, **arguments):
 
 
 def states():
-    return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+        torch.get_rng_state().tolist(),
+    )
 
 
 # ---- the table
@@ -91,7 +96,9 @@ def positions(size):
     return np.dstack([rows, columns, np.full_like(rows, 255)]).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("fill", "value"), [(0, (0, 0, 0)), (7, (7, 7, 7)), ((1, 2, 3), (1, 2, 3)), ("mean", (125, 122, 115))])
+@pytest.mark.parametrize(
+    ("fill", "value"), [(0, (0, 0, 0)), (7, (7, 7, 7)), ((1, 2, 3), (1, 2, 3)), ("mean", (125, 122, 115))]
+)
 @pytest.mark.parametrize("holes", [1, 2])
 def test_a_cutout_lies_inside_the_image_and_has_its_value(fill, value, holes):
     images = looks((Cutout(6, holes=holes, fill=fill),), count=60, image=np.full((16, 16, 3), 200, np.uint8))
@@ -198,6 +205,9 @@ def test_values_that_cannot_be():
         augmenter((Cutout(17),))
     with pytest.raises(SettingError, match='"constant" or "reflect"'):
         augmenter((Pad(mode="edge"),))
+    for wrong in ((A.HorizontalFlip(),), ["flip"]):
+        with pytest.raises(SettingError, match="Compose"):
+            augmenter(wrong)
     for wrong in (3, None, {"flip"}):
         with pytest.raises(SettingError, match="augment must be a name"):
             augmenter(wrong)
@@ -227,7 +237,9 @@ class OwnTorchvision(torch.nn.Module):
 OWN = {
     "compose": lambda: A.Compose([A.RandomCrop(12, 12), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)]),
     "compose with a seed": lambda: A.Compose([A.RandomCrop(12, 12)], seed=3),
-    "nested": lambda: A.Compose([A.OneOf([A.VerticalFlip(), A.Compose([A.RandomCrop(12, 12)])], p=0.8), A.ShiftScaleRotate(p=1.0)]),
+    "nested": lambda: A.Compose(
+        [A.OneOf([A.VerticalFlip(), A.Compose([A.RandomCrop(12, 12)])], p=0.8), A.ShiftScaleRotate(p=1.0)]
+    ),
     "one transform": lambda: A.RandomCrop(12, 12),
     "own albumentation": OwnAlbumentation,
     "to tensor": lambda: A.Compose([A.RandomCrop(12, 12), A.pytorch.ToTensorV2()]),
@@ -257,7 +269,9 @@ def test_an_own_augmentation_is_reproducible_and_leaves_its_owner_alone(kind, ti
     assert np.array_equal(np.concatenate(batches), np.concatenate([i.numpy() for i, _ in again.batches(0)]))
     if kind != "partial":
         by_index = dict(zip(loader.order(0).tolist(), np.concatenate(batches), strict=True))
-        later = dict(zip(loader.order(1).tolist(), np.concatenate([i.numpy() for i, _ in loader.batches(1)]), strict=True))
+        later = dict(
+            zip(loader.order(1).tolist(), np.concatenate([i.numpy() for i, _ in loader.batches(1)]), strict=True)
+        )
         assert sum(not np.array_equal(by_index[i], later[i]) for i in by_index) > 3
 
 

@@ -148,6 +148,25 @@ def test_frozen_parameters():
     assert np.array_equal(explain.gradcam(model, inputs(), TARGETS, "conv2").maps, expected)
 
 
+def test_frozen_parameters_behind_a_detached_part():
+    model = make(relu=Function(lambda x: x.detach().relu()))
+    expected = explain.gradcam(model, inputs(), TARGETS, "conv2").maps
+    model.requires_grad_(False)
+    assert np.array_equal(explain.gradcam(model, inputs(), TARGETS, "conv2").maps, expected)
+
+
+def test_a_layer_before_any_parameter():
+    model = nn.Sequential(nn.AvgPool2d(2), make()).eval()
+    assert explain.gradcam(model, inputs(), TARGETS, "0").maps.any()
+
+
+def test_hooks_are_gone_while_the_error_is_still_held():
+    model = make(fails=True)
+    with pytest.raises(IndexError) as held:  # its traceback keeps grad-cam's object alive
+        explain.gradcam(model, inputs(), TARGETS, "conv1")
+    assert held.value and not any(module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_inside_modes_of_the_caller(mode):
     model = make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import random
+import time
 
 import albumentations as A
 import numpy as np
@@ -39,7 +40,12 @@ def same(a, b):
 
 
 def states():
-    return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+        torch.get_rng_state().tolist(),
+    )
 
 
 class GlobalNoise:
@@ -84,7 +90,9 @@ def test_padding_and_holes_come_before_normalisation(tiny):
     images, _ = collect(make_loaders(white, "crop_flip_cutout", preprocess=preprocess).train)
     for channel, value in enumerate(black):
         dark = torch.isclose(images[:, channel], value, atol=1e-5)
-        bright = torch.isclose(images[:, channel], torch.tensor((1 - preprocess.mean[channel]) / preprocess.std[channel]))
+        bright = torch.isclose(
+            images[:, channel], torch.tensor((1 - preprocess.mean[channel]) / preprocess.std[channel])
+        )
         assert (dark | bright).all() and (dark.sum((1, 2)) >= 64).all()  # a hole of 8x8, and padding
     mean = collect(make_loaders(white, (data.Cutout(8, fill="mean"),), preprocess=preprocess).train)[0]
     assert ((mean.abs() < 0.02).sum((2, 3)) == 64).all()  # a hole filled with the mean is zero
@@ -178,9 +186,10 @@ AUGMENTS = {
 
 
 def check_workers(tiny, counts):
-    """Equal images for any number of workers, epoch by epoch; different ones from epoch to epoch and sample to sample."""
+    """Equal images for any number of workers; different ones from epoch to epoch and sample to sample."""
     alike = data.from_arrays(  # equal images, so that a repeated draw shows
-        train=(np.repeat(tiny.train.images[:1], 24, axis=0), tiny.train.labels), test=(tiny.test.images, tiny.test.labels)
+        train=(np.repeat(tiny.train.images[:1], 24, axis=0), tiny.train.labels),
+        test=(tiny.test.images, tiny.test.labels),
     )
     for augment in AUGMENTS.values():
         plain = make_loaders(alike, augment, batch_size=3, seed=2, num_workers=0).train
@@ -200,10 +209,10 @@ def start_method(request):
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
-    gc.collect()  # ends the workers
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
 @pytest.mark.parametrize("start_method", ["fork"], indirect=True)
 def test_workers_under_fork(tiny, start_method):
@@ -213,7 +222,9 @@ def test_workers_under_fork(tiny, start_method):
 @pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
 def test_workers_under_spawn(tiny, start_method, monkeypatch):
-    monkeypatch.setitem(globals(), "AUGMENTS", {k: AUGMENTS[k] for k in ("table", "callable")})  # each start takes seconds
+    monkeypatch.setitem(
+        globals(), "AUGMENTS", {k: AUGMENTS[k] for k in ("table", "callable")}
+    )  # each start takes seconds
     check_workers(tiny, (2,))
 
 
@@ -227,6 +238,20 @@ def test_two_passes_at_once_do_not_mix(tiny):
     assert torch.equal(collect(first + list(outer))[0], collect(plain.batches(0))[0])
     for (a, _), (b, _) in zip(loader.batches(2), loader.batches(3), strict=True):
         assert a.shape == b.shape and not torch.equal(a, b)
+
+
+def test_workers_end_with_their_loader(tiny):
+    gc.disable()  # without the garbage collector's help
+    try:
+        loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
+        list(loader)
+        assert len(multiprocessing.active_children()) >= 2
+        before, start = {child.pid for child in multiprocessing.active_children()}, time.perf_counter()
+        del loader
+        assert len(before - {child.pid for child in multiprocessing.active_children()}) == 2
+        assert time.perf_counter() - start < 4  # torch waits five seconds for a process that does not hear
+    finally:
+        gc.enable()
 
 
 def test_a_pass_left_early_leaves_the_next_one_whole(tiny):
@@ -357,7 +382,9 @@ def test_preprocess_checks_its_values():
 def test_preprocess_takes_what_a_raw_image_comes_as():
     grey, rgb = random_images(1, 8, 1)[0], random_images(1, 8, 3)[0]
     to_rgb, to_grey = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3), Preprocess(8, 1, (0.5,), (0.5,))
-    assert torch.equal(to_rgb(grey), to_rgb(grey[..., 0])) and torch.equal(to_rgb(grey), to_rgb(Image.fromarray(grey[..., 0])))
+    assert torch.equal(to_rgb(grey), to_rgb(grey[..., 0])) and torch.equal(
+        to_rgb(grey), to_rgb(Image.fromarray(grey[..., 0]))
+    )
     assert torch.equal(to_rgb(grey)[0], to_rgb(grey)[2]) and to_rgb(torch.from_numpy(rgb)).shape == (3, 8, 8)
     assert torch.equal(to_grey(rgb), to_grey(Image.fromarray(rgb).convert("L")))
     assert torch.equal(to_rgb.batch([rgb, grey])[0], to_rgb(rgb))

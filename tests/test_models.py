@@ -124,7 +124,8 @@ def test_the_names_of_pytorch_cifar(parallel, wrapped, tmp_path):
     state = model.state_dict()
     prefix = "module." if parallel else ""
     theirs = {
-        prefix + name.replace("downsample", "shortcut").replace("fc.", "linear."): value for name, value in state.items()
+        prefix + name.replace("downsample", "shortcut").replace("fc.", "linear."): value
+        for name, value in state.items()
     }
     assert f"{prefix}layer2.0.shortcut.1.running_mean" in theirs and f"{prefix}linear.bias" in theirs
     converted = models.from_pytorch_cifar(theirs)
@@ -227,7 +228,7 @@ def test_torchvisions_weights_by_name(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(DataNotFoundError, match="IMAGENET1K_V1 is not on this machine.*pass its path"):
+    with pytest.raises(DataNotFoundError, match=r"IMAGENET1K_V1 is not on this machine.*pass its path"):
         models.resnet18(stem="imagenet", weights="IMAGENET1K_V1")
 
 

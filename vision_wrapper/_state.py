@@ -101,7 +101,7 @@ class _ParameterCopy:
         self.parameter.copy_(self.value)
         self.parameter.requires_grad_(self.requires_grad)
         self.parameter.grad = self.grad
-        if self.grad is not None:
+        if self.grad is not None and self.grad_value is not None:
             self.grad.copy_(self.grad_value)
 
 

@@ -102,7 +102,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Cut `holes` squares of `size` pixels, each fully inside the image, with probability `p` (DeVries & Taylor 2017)."""
+    """Cut `holes` squares of `size` pixels, each inside the image, with probability `p` (DeVries & Taylor 2017)."""
 
     size: int = 8
     holes: int = 1
@@ -216,7 +216,7 @@ def _fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
     """A fill in 0..255; raises where it is in another scale."""
     if fill == "mean":
         fill = tuple(round(255 * value) for value in mean)
-    values = fill if isinstance(fill, (tuple, list)) else (fill,)
+    values: tuple[Any, ...] = tuple(fill) if isinstance(fill, (tuple, list)) else (fill,)
     if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 <= v <= 255 for v in values):
         raise SettingError(
             f'fill is in the raw image\'s own scale, whole numbers in 0..255, or "mean"; got {fill!r}. Filling happens '
@@ -246,7 +246,7 @@ class Augmenter:
         if isinstance(augment, str):
             operations = AUGMENTATIONS[augment]
         elif isinstance(augment, (tuple, list)):
-            operations = tuple(augment)
+            operations = _checked_operations(augment)
         # Without a name it is not known whether the images have to be of the model's size first.
         self.takes_any_size = operations is None or any(isinstance(o, RandomResizedCrop) for o in operations)
         self._random = SampleRandom(seed)
@@ -260,7 +260,7 @@ class Augmenter:
         return self._apply(image)
 
     def _compiled(
-        self, augment: Augmentation, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
+        self, augment: Any, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
     ) -> Callable[[np.ndarray], np.ndarray] | None:
         if operations is not None:
             if not operations:
@@ -277,6 +277,16 @@ class Augmenter:
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."
         )
+
+
+def _checked_operations(augment: Sequence[Any]) -> Operations:
+    for operation in augment:
+        if not isinstance(operation, Operation):
+            raise SettingError(
+                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. Put "
+                "transforms of albumentations or torchvision into their own Compose."
+            )
+    return tuple(augment)
 
 
 def _describe(augment: Augmentation) -> str:
@@ -333,7 +343,7 @@ def checked_image(result: Any) -> np.ndarray:
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.ndim not in (2, 3):
         what = f"{result.dtype} of shape {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
         raise DataError(
-            f"An augmentation must return a uint8 image (H, W, C) with 0..255, got {what}. Take Normalize, ToTensor and "
-            "ToTensorV2 out of it: the loader normalises afterwards."
+            f"An augmentation must return a uint8 image (H, W, C) with 0..255, got {what}. Take Normalize, ToTensor "
+            "and ToTensorV2 out of it: the loader normalises afterwards."
         )
     return result[:, :, None] if result.ndim == 2 else result

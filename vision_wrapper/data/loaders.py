@@ -160,19 +160,19 @@ class _Workers:
     """Processes that live as long as the loader, and are given each epoch's batches in turn."""
 
     def __init__(self, samples: _Samples, count: int):
-        self._requests: list[tuple[int, np.ndarray]] = []
+        self._requests = _Requests()
         self.busy = False
         with preserve_random_states():
             self._loader = torch.utils.data.DataLoader(
                 samples,  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=_Requests(self),
+                sampler=self._requests,
                 num_workers=count,
                 persistent_workers=True,
             )
 
     def run(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._requests, self.busy = requests, True
+        self._requests.current, self.busy = requests, True
         try:
             with preserve_random_states():  # torch draws a base seed for its workers; ours need none
                 batches = iter(self._loader)
@@ -182,16 +182,20 @@ class _Workers:
 
 
 class _Requests(torch.utils.data.Sampler):
-    """Hands the current epoch's requests to torch's DataLoader."""
+    """Hands the current epoch's requests to torch's DataLoader.
 
-    def __init__(self, workers: _Workers):
-        self.workers = workers
+    It does not know its `_Workers`: in a reference cycle these would end when the garbage collector comes by, and then
+    wait five seconds for each process.
+    """
+
+    def __init__(self):
+        self.current: list[tuple[int, np.ndarray]] = []
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        return iter(self.workers._requests)
+        return iter(self.current)
 
     def __len__(self) -> int:
-        return len(self.workers._requests)
+        return len(self.current)
 
 
 def make_loaders(
@@ -241,7 +245,7 @@ def make_loaders(
         train, val = Subset(train, rest), Subset(train, held_out)
     if preprocess is None:
         mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(data.train)
-        preprocess = Preprocess(size or common_size(data.train), data.channels, mean, std)  # type: ignore[arg-type]
+        preprocess = Preprocess(common_size(data.train) if size is None else size, data.channels, mean, std)  # type: ignore[arg-type]
     if preprocess.channels != data.channels:
         raise DataError(
             f"preprocess is for {preprocess.channels} channels, the images have {data.channels}. Load them with "
@@ -249,7 +253,8 @@ def make_loaders(
         )
     if drop_last and batch_size > len(train):
         raise SettingError(
-            f"drop_last=True leaves no batch: {len(train)} training images, batch_size={batch_size}. Choose a smaller one."
+            f"drop_last=True leaves no batch: {len(train)} training images, batch_size={batch_size}. Choose a smaller"
+            " one."
         )
     augmenter = Augmenter(augment, preprocess.size, preprocess.mean, seed)
     common = {"classes": data.classes, "preprocess": preprocess, "batch_size": batch_size}

@@ -47,7 +47,7 @@ class Preprocess:
             object.__setattr__(self, name, value)
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """A uint8 image (H, W, C) of any size to (*size, C): scaled until it covers the size, then cut at the centre."""
+        """A uint8 image (H, W, C) of any size to (*size, C): scaled until it covers that, then cut at the centre."""
         if image.ndim != 3 or image.shape[2] != self.channels:
             raise DataError(f"Expected an image (H, W, {self.channels}), got shape {image.shape}.")
         height, width = self.size
@@ -100,6 +100,7 @@ class Preprocess:
         if kept is None or kept[0].device != device:
             mean = torch.tensor(self.mean, dtype=torch.float64) * 255
             scale = 1 / (torch.tensor(self.std, dtype=torch.float64) * 255)
-            kept = tuple(v.to(torch.float32).reshape(-1, 1, 1).to(device) for v in (mean, scale))
+            mean, scale = (v.to(torch.float32).reshape(-1, 1, 1).to(device) for v in (mean, scale))
+            kept = mean, scale
             object.__setattr__(self, "_kept", kept)
         return kept

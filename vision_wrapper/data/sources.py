@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.error import URLError
 
 import numpy as np
@@ -249,7 +249,7 @@ def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: in
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(f"{name} images must be (N, H, W) or (N, H, W, C) and not empty, got shape {images.shape}.")
     if channels is None:
-        channels = 3 if images.shape[-1] in (1, 3) else images.shape[-1]
+        channels = 3 if images.shape[-1] in (1, 3) else int(images.shape[-1])
     if images.shape[-1] not in (1, channels):
         raise DataError(
             f"{name} images have {images.shape[-1]} channels (shape {images.shape}, read as (N, H, W, C)), expected "
@@ -257,7 +257,8 @@ def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: in
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{name} labels must be whole numbers of shape ({len(images)},), got {labels.dtype} of shape {labels.shape}."
+            f"{name} labels must be whole numbers of shape ({len(images)},), got {labels.dtype} of shape "
+            f"{labels.shape}."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
@@ -404,7 +405,7 @@ def _load_digits(root: Path, channels: int) -> ImageData:
     """1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin & Kaynak 1998), 8x8 scaled to 32x32."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     images = np.stack([np.asarray(Image.fromarray(i).resize((32, 32), Image.Resampling.BICUBIC)) for i in small])
     labels = digits.target.astype(np.int64)
@@ -420,7 +421,7 @@ def _torchvision_data(class_name: str, classes: tuple[str, ...] | None = None) -
         import torchvision.datasets
 
         constructor = getattr(torchvision.datasets, class_name)
-        splits = []
+        splits: list[ArraySplit] = []
         for train in (True, False):
             dataset = constructor(str(root), train=train, download=True)
             images, labels = np.asarray(dataset.data), np.asarray(dataset.targets, dtype=np.int64)
@@ -429,7 +430,8 @@ def _torchvision_data(class_name: str, classes: tuple[str, ...] | None = None) -
             if images.shape[-1] == 3 and channels == 1:
                 images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
             splits.append(ArraySplit(images, labels, channels))
-        return ImageData(class_name, *splits, tuple(classes or dataset.classes))
+            names = tuple(classes or dataset.classes)
+        return ImageData(class_name, splits[0], splits[1], names)
 
     return load_it
 

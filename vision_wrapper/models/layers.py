@@ -17,7 +17,7 @@ def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-# A norm is made from its number of channels. "layer" is GroupNorm(1, C): mean and variance over C, H and W of each image.
+# A norm is made from its number of channels. "layer" is GroupNorm(1, C): mean and variance over C, H, W of each image.
 NORMS: Table[NormLayer] = Table(
     "norm",
     {

@@ -138,6 +138,7 @@ def _classes() -> tuple[Any, Any]:
             for group, share in zip(groups, self.shares):
                 group["lr"] = rate * share  # the package would drive all groups to one rate
             self.rates.append(rate)
+            vars(self.optimizer)["_opt_called"] = True  # the step is taken, though not through the package's counter
             total = 0.0
             for i in range(accumulation_steps):
                 inputs, targets = self.trainer._prepare(*next(train_iter))

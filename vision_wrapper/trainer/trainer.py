@@ -233,8 +233,9 @@ class Trainer:
         return run.history
 
     def _train_epoch(self, run: _Fit) -> None:
-        started = time.monotonic() - run.seconds
-        batches = self._epoch_batches(run)
+        started = time.monotonic()
+        batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
+        started -= run.seconds
         run.call("on_epoch_start")
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds

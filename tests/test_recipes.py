@@ -1,0 +1,215 @@
+"""Every recipe, in a reduced form, from data to run folder; and the command line."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vision_wrapper as vw
+from vision_wrapper import data, recipes, report
+from vision_wrapper.errors import OtherRunError, SettingError, UnknownNameError
+from vision_wrapper.recipes import RECIPES
+from vision_wrapper.trainer import Callback
+
+RUN_FILES = {
+    "recipe.json", "history.csv", "history.json", "last.ckpt", "best.safetensors", "predictions.npz", "mistakes.csv",
+    "plots", "report.html", "environment.json",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    pixels = rng.integers(0, 150, (90, 32, 32, 3)).astype(np.uint8)
+    pixels[np.arange(90), :, :, labels] += 100
+    return data.from_arrays((pixels[:60], labels[:60]), (pixels[60:], labels[60:]), ("<b>red</b>", "green", "blue"))
+
+
+def reduced(name):
+    """A recipe with a small network where there is one, and 2 epochs."""
+    recipe = RECIPES[name].changed(epochs=2, batch_size=16)
+    if recipe.model == "custom_resnet":
+        recipe = recipe.changed(model_args={**recipe.model_args, "widths": (4, 4, 8, 8)})
+    if recipe.find_lr:
+        recipe = recipe.changed(find_lr=False, schedule_args={**recipe.schedule_args, "max_lr": 0.01})
+    return recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_a_whole_run_folder(name, images, tmp_path):
+    result = recipes.run(reduced(name), data=images, out=tmp_path / "run", callbacks=[])
+    assert {path.name for path in result.run_dir.iterdir()} >= RUN_FILES
+    assert len(result.history) == 2 and result.finished
+    assert result.predictions.accuracy() == pytest.approx(
+        result.history[-1]["val_accuracy"] if not result.recipe.val_fraction else result.predictions.accuracy()
+    )
+    stored = np.load(result.run_dir / "predictions.npz")
+    assert stored["logits"].shape == (30, 3) and stored["indices"].tolist() == list(range(30))
+    assert len(vw.load_classifier(result.run_dir / "best.safetensors").predict(images.test[0][0])) == 1
+    page = (result.run_dir / "report.html").read_text()
+    assert "<b>red</b>" not in page and "http://" not in page and "https://" not in page
+    assert "Not available" not in page and page.count("data:image/png") >= 9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_as_it_was_published(name):
+    """The table of experiments: parameters, the peak, the last rate."""
+    recipe = RECIPES[name]
+    parameters = sum(p.numel() for p in recipe.build_model(10).parameters())
+    expected = {"custom-resnet-sgd": 6_575_370, "resnet18-layernorm": 11_173_962}
+    if name != "quickstart":
+        assert parameters == expected.get(name, 6_573_130)
+    schedule = recipe.build_schedule(max_lr=0.05)
+    if schedule is not None and schedule.name == "one_cycle" and name != "quickstart":
+        rates = schedule.preview(recipe.epochs, 98)
+        peak = rates.index(max(rates))
+        assert peak == (293 if name == "custom-resnet-late-peak" else 489)
+    if name == "custom-resnet-onecycle":
+        assert rates[0] == pytest.approx(0.005) and rates[-1] == pytest.approx(0.005) and max(rates) == pytest.approx(0.05)
+    if name == "custom-resnet-avgpool":
+        assert len(rates) == 20 * 98 and recipe.schedule_epochs == 24
+
+
+def test_a_peak_keeps_its_fraction():
+    recipe = RECIPES["custom-resnet-onecycle"].changed(epochs=12)
+    assert recipe.schedule_args["peak_epoch"] == 2.5
+    assert RECIPES["custom-resnet-avgpool"].changed(epochs=10).schedule_epochs == 12
+
+
+def test_the_finder_chooses_the_rate(images, tmp_path):
+    recipe = RECIPES["custom-resnet-onecycle"].changed(
+        epochs=2, batch_size=16, model_args={"widths": (4, 4, 8, 8)}, augment="none"
+    )
+    result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    curve = json.loads((tmp_path / "run/lr_curve.json").read_text())
+    assert (tmp_path / "run/plots/lr_curve.png").exists()
+    assert 0 < curve["suggestion"] < 10 and result.history[-1]["lr"] == pytest.approx(curve["suggestion"] / 10, rel=0.3)
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(UnknownNameError, match="custom-resnet-onecycle"):
+        recipes.run("custom-resnet-oncycle")
+    with pytest.raises(UnknownNameError, match="batch_size"):
+        RECIPES["quickstart"].changed(batchsize=3)
+    for settings in ({"epochs": 0}, {"batch_size": "many"}, {"model_args": 3}, {"lr": -1}):
+        with pytest.raises(SettingError):
+            RECIPES["quickstart"].changed(**settings)
+
+
+class StopAt(Callback):
+    def on_batch_end(self, run):
+        if run.epoch == 1 and run.batch == 1:
+            raise MemoryError("killed")
+
+
+def test_a_run_goes_on_and_a_finished_one_stays(images, tmp_path):
+    recipe = reduced("quickstart")
+    whole = recipes.run(recipe, data=images, out=tmp_path / "whole", callbacks=[])
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=images, out=tmp_path / "cut", callbacks=[StopAt()])
+    assert not (tmp_path / "cut/report.html").exists()
+    cut = recipes.run(recipe, data=images, out=tmp_path / "cut", callbacks=[])
+    assert (cut.predictions.logits == whole.predictions.logits).all()
+    assert [r["train_loss"] for r in cut.history.rows] == [r["train_loss"] for r in whole.history.rows]
+    before = (tmp_path / "cut/report.html").stat().st_mtime_ns
+    again = recipes.run(recipe, data=images, out=tmp_path / "cut", callbacks=[])
+    assert (tmp_path / "cut/report.html").stat().st_mtime_ns == before
+    assert (again.predictions.logits == whole.predictions.logits).all()
+    with pytest.raises(OtherRunError, match="seed"):
+        recipes.run(recipe, data=images, out=tmp_path / "cut", callbacks=[], seed=4)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("mine")
+    with pytest.raises(SettingError, match="no run folder"):
+        recipes.run(reduced("quickstart"), data=images, out=tmp_path / "thesis", callbacks=[])
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+    with pytest.raises(SettingError, match="no run folder"):
+        report.write(tmp_path / "thesis")
+
+
+def test_a_report_names_what_is_missing(images, tmp_path):
+    run = recipes.run(reduced("quickstart"), data=images, out=tmp_path / "run", callbacks=[]).run_dir
+    (run / "plots/history.png").unlink()
+    (run / "predictions.npz").write_bytes(b"damaged")
+    (run / "environment.json").unlink()
+    report.write(run)
+    assert (run / "report.html").read_text().count("Not available") == 3
+
+
+# ---- the command line
+
+
+def command(*arguments, cwd, expect=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "vision_wrapper", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_command_line_from_training_to_export(tmp_path):
+    digits = data.load("digits", channels=1)
+    for part, split in (("train", digits.train), ("test", digits.test)):
+        for i in range(60):
+            image, label = split[i]
+            path = tmp_path / "digits" / part / str(label % 3) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[:, :, 0]).save(path)
+    arguments = (
+        "train", "--data", "./digits", "--epochs", 1, "--set", 'model_args={"widths": [4, 4, 8, 8]}', "--set",
+        "batch_size=16", "--out", "run",
+    )  # fmt: skip
+    assert "report: run/report.html" in command(*arguments, cwd=tmp_path)
+    assert "report: run/report.html" in command(*arguments, cwd=tmp_path)
+    assert "test accuracy" in command("evaluate", "run", cwd=tmp_path)
+    assert "report" in command("report", "run", cwd=tmp_path)
+    file = next((tmp_path / "digits/test").rglob("*.png"))
+    name, predicted, probability = command("predict", "run/best.safetensors", file, cwd=tmp_path).strip().split("\t")
+    assert name == str(file) and predicted in "012" and 0 < float(probability) <= 1
+    command("export", "run/best.safetensors", "--format", "torch", "--out", "m.pt2", cwd=tmp_path)
+    assert (tmp_path / "m.pt2").exists()
+    assert "train 60 images of 32x32" in command("stats", "./digits", cwd=tmp_path)
+    with (tmp_path / "run/mistakes.csv").open() as file:
+        assert next(csv.reader(file))
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    assert "did you mean 'quickstart'" in command("train", "quickstrat", cwd=tmp_path, expect=2)
+    assert "did you mean 'epochs'" in command("train", "--set", "epoch=3", cwd=tmp_path, expect=2)
+    assert "no run folder" in command("report", tmp_path, cwd=tmp_path, expect=2)
+    assert "does not exist" in command("train", "--data", "./nowhere", cwd=tmp_path, expect=2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_lists_every_recipe(tmp_path):
+    text = command("recipes", cwd=tmp_path)
+    assert all(name in text for name in RECIPES)
+
+
+def test_help_loads_no_torch(tmp_path):
+    code = "import sys; sys.argv=['x','--help']\nfrom vision_wrapper import cli\ntry: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_custom_resnet_onecycle_trains_on_real_images(cifar_folder, tmp_path):
+    """The ten lines' way: a folder of PNG files, two epochs on a part of it."""
+    part = tmp_path / "cifar"
+    for split, count in (("train", 24), ("test", 8)):
+        for folder in sorted((cifar_folder / split).iterdir()):
+            (part / split / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                (part / split / folder.name / file.name).symlink_to(file)
+    result = recipes.run(
+        "custom-resnet-onecycle", data=str(part), out=tmp_path / "run", callbacks=[], epochs=2, batch_size=40, find_lr=False,
+        schedule_args={"max_lr": 0.01, "min_lr": 0.001, "peak_epoch": 0.5, "annihilate": False},
+    )  # fmt: skip
+    assert result.predictions.logits.shape == (80, 10) and result.history[-1]["train_loss"] < result.history[0]["train_loss"]

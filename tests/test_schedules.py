@@ -1,0 +1,86 @@
+"""Schedules equal torch's, and can be previewed; every entry of the table."""
+
+import pytest
+import torch
+from torch import nn
+
+from vision_wrapper.errors import SettingError, UnknownNameError
+from vision_wrapper.models import CustomResNet
+from vision_wrapper.trainer import SCHEDULES, schedules
+
+ARGUMENTS = {
+    "one_cycle": {"max_lr": 0.1, "peak_epoch": 1},
+    "multi_step": {"milestones": [1, 2]},
+    "plateau": {"patience": 1},
+    "warm_up": {"warm_up_epochs": 1},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_has_a_preview_of_every_step(name):
+    rates = SCHEDULES[name](**ARGUMENTS.get(name, {})).preview(3, 7)
+    assert len(rates) == 21
+    assert all(0 <= rate <= 0.1 + 1e-12 for rate in rates)
+
+
+def test_one_cycle_without_annihilation_is_torchs():
+    schedule = schedules.one_cycle(max_lr=0.05, min_lr=0.005, peak_epoch=5, annihilate=False)
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.05, total_steps=24 * 98, pct_start=5 / 24, div_factor=10, final_div_factor=1,
+        anneal_strategy="linear", cycle_momentum=False,
+    )  # fmt: skip
+    expected = []
+    for _ in range(24 * 98):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 24 * 98:
+            theirs.step()
+    ours = schedule.preview(24, 98)
+    assert ours == expected
+    assert ours.index(max(ours)) == 489  # the peak of epoch 5, as experiments say
+    assert ours[0] == pytest.approx(0.005) and ours[-1] == pytest.approx(0.005)
+
+
+def test_one_cycle_leaves_momentum_alone():
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.1, betas=(0.8, 0.9))
+    schedules.one_cycle(0.1, peak_epoch=1).build(optimizer, 3, 5)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_groups_keep_the_proportion_of_their_rates():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
+    schedules.one_cycle(max_lr=1.0, peak_epoch=1).build(optimizer, 2, 4)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"] / 10)
+
+
+@pytest.mark.parametrize("peak", [0, -1, 3, 24])
+def test_a_peak_outside_the_run_is_an_error(peak):
+    with pytest.raises(SettingError, match="outside the run"):
+        schedules.one_cycle(0.1, peak_epoch=peak).preview(2, 10)
+
+
+def test_bad_values_are_named():
+    for make in (
+        lambda: schedules.one_cycle(None),
+        lambda: schedules.one_cycle(0.1, min_lr=0.2),
+        lambda: schedules.one_cycle(0.1, anneal="quadratic"),
+        lambda: schedules.multi_step([]),
+        lambda: schedules.plateau(factor=2),
+        lambda: schedules.plateau(monitor="accuracy"),
+        lambda: schedules.constant(-1),
+        lambda: schedules.from_function(lambda optimizer: None, every="step"),
+    ):
+        with pytest.raises(SettingError):
+            make()
+    with pytest.raises(UnknownNameError, match="one_cycle"):
+        SCHEDULES["one_cylce"]
+
+
+def test_torch_annihilates_by_default():
+    """The trap: OneCycleLR's own defaults end at a ten-thousandth, and cycle Adam's beta1."""
+    optimizer = torch.optim.Adam(CustomResNet(widths=(4, 4, 4, 4)).parameters(), lr=1, betas=(0.8, 0.9))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    assert scheduler.state_dict()["_schedule_phases"] and optimizer.param_groups[0]["min_lr"] == pytest.approx(4e-6)
+    assert optimizer.param_groups[0]["betas"][0] != 0.8
