@@ -160,7 +160,8 @@ def test_losses_are_weighted_by_samples(images):
 def state_of(trainer, loaders):
     return (
         weights(trainer), [p.grad for p in trainer.model.parameters()],
-        [m.training for m in trainer.model.modules()], repr(trainer.optimizer.state_dict()), set(vars(trainer.optimizer)),
+        [m.training for m in trainer.model.modules()], repr(trainer.optimizer.state_dict()),
+        set(vars(trainer.optimizer)),
         loaders.train.epoch, random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(),
     )  # fmt: skip
 
@@ -180,6 +181,7 @@ def test_helpers_leave_everything_as_it_was(images, helper, fails):
 
     loader = loaders.train
     if fails:
+
         def broken():
             yield from list(loaders.train.batches(0))[:1]
             torch.rand(1)
@@ -386,7 +388,9 @@ def test_a_misspelt_hook_is_an_error():
 
 
 def test_early_stopping_and_logs(images, tmp_path, capsys):
-    trainer, loaders = make(images, callbacks=[EpochLog(), CSVLog(tmp_path / "log.csv"), EarlyStopping(patience=2, min_delta=9)])
+    trainer, loaders = make(
+        images, callbacks=[EpochLog(), CSVLog(tmp_path / "log.csv"), EarlyStopping(patience=2, min_delta=9)]
+    )
     history = trainer.fit(loaders.train, loaders.test, epochs=9)
     assert len(history) == 3
     lines = capsys.readouterr().out.splitlines()

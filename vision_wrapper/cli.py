@@ -72,7 +72,7 @@ def predict(
     """Say what is on images: file, class and probability, separated by tabs."""
     from vision_wrapper import load_classifier
 
-    for file, prediction in zip(files, load_classifier(model).predict(list(files))):
+    for file, prediction in zip(files, load_classifier(model).predict(list(files)), strict=False):
         typer.echo(f"{file}\t{prediction.name}\t{prediction.probability:.4f}")
 
 
@@ -165,7 +165,8 @@ def _print_accuracy(predictions: Any) -> None:
     low, high = predictions.accuracy_interval()
     right = round(predictions.accuracy() * len(predictions))
     typer.echo(
-        f"test accuracy: {predictions.accuracy():.2%} ({right} of {len(predictions)}; 95% interval {low:.2%} to {high:.2%})"
+        f"test accuracy: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
+        f"95% interval {low:.2%} to {high:.2%})"
     )
 
 

@@ -47,7 +47,9 @@ def write(run_dir: PathLike) -> Path:
         _section("Environment", _part(lambda: _table(list(read_json(folder / "environment.json").items())))),
         _section("Repeat this run", f"<pre>{_escape(_command(identity))}</pre>"),
     ]
-    page = Template(_template()).substitute(title=_escape(str(recipe.get("name", folder.name))), body="\n".join(sections))
+    page = Template(_template()).substitute(
+        title=_escape(str(recipe.get("name", folder.name))), body="\n".join(sections)
+    )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -89,7 +91,7 @@ def _part(make: Callable[[], str]) -> str:
     try:
         return make()
     except (OSError, VisionWrapperError, ValueError, KeyError, IndexError, TypeError) as error:
-        return f'<p class=missing role=note>Not available: {_escape(str(error) or type(error).__name__)}</p>'
+        return f"<p class=missing role=note>Not available: {_escape(str(error) or type(error).__name__)}</p>"
 
 
 def _picture(folder: Path, name: str) -> str:

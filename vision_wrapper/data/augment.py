@@ -216,7 +216,7 @@ def _fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
     """A fill in 0..255; raises where it is in another scale."""
     if fill == "mean":
         fill = tuple(round(255 * value) for value in mean)
-    values: tuple[Any, ...] = tuple(fill) if isinstance(fill, (tuple, list)) else (fill,)
+    values: list[Any] = list(fill) if isinstance(fill, (tuple, list)) else [fill]
     if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 <= v <= 255 for v in values):
         raise SettingError(
             f'fill is in the raw image\'s own scale, whole numbers in 0..255, or "mean"; got {fill!r}. Filling happens '
@@ -283,8 +283,8 @@ def _checked_operations(augment: Sequence[Any]) -> Operations:
     for operation in augment:
         if not isinstance(operation, Operation):
             raise SettingError(
-                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. Put "
-                "transforms of albumentations or torchvision into their own Compose."
+                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. "
+                "Put transforms of albumentations or torchvision into their own Compose."
             )
     return tuple(augment)
 

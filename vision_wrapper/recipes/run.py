@@ -90,19 +90,30 @@ def run(
 
 
 def _train(
-    plan: Recipe, images: ImageData, loaders: Loaders, folder: Path, callbacks: Sequence[Callback] | None, device: str | None
+    plan: Recipe,
+    images: ImageData,
+    loaders: Loaders,
+    folder: Path,
+    callbacks: Sequence[Callback] | None,
+    device: str | None,
 ) -> Result:
     model = plan.build_model(len(images.classes))
     optimizer = plan.build_optimizer(model)
     best = _BestClassifier(folder / "best.safetensors", loaders)
     own = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
     loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
-    trainer = Trainer(model, optimizer, loss, callbacks=callbacks, device=device, precision=plan.precision, ema=plan.ema)
+    trainer = Trainer(
+        model, optimizer, loss, callbacks=callbacks, device=device, precision=plan.precision, ema=plan.ema
+    )
     trainer.callbacks += own
     curve = _lr_curve(plan, trainer, loaders, folder)
     schedule = plan.build_schedule(None if curve is None else curve.suggestion)
     history = trainer.fit(
-        loaders.train, loaders.val or loaders.test, epochs=plan.epochs, schedule=schedule, checkpoint=folder / "last.ckpt"
+        loaders.train,
+        loaders.val or loaders.test,
+        epochs=plan.epochs,
+        schedule=schedule,
+        checkpoint=folder / "last.ckpt",
     )
     history.to_csv(folder / "history.csv")
     history.to_json(folder / "history.json")
@@ -132,7 +143,9 @@ class _BestClassifier(Callback):
     def save(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Write the classifier file."""
         with trainer.averaged():
-            save_classifier(self.path, trainer.model, self.loaders.preprocess, self.loaders.train.classes, metrics=metrics)
+            save_classifier(
+                self.path, trainer.model, self.loaders.preprocess, self.loaders.train.classes, metrics=metrics
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The best accuracy so far."""
@@ -152,7 +165,9 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
         return LRCurve(**read_json(path))
     curve = trainer.find_lr(loaders.train)
     if curve.suggestion is None:
-        raise SettingError(f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr.")
+        raise SettingError(
+            f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr."
+        )
     write_json(path, {"lrs": curve.lrs, "losses": curve.losses, "suggestion": curve.suggestion, "reason": curve.reason})
     return curve
 
@@ -237,9 +252,13 @@ def _open_run_folder(folder: Path, identity: dict[str, Any]) -> None:
     if (folder / "recipe.json").exists():
         kept = read_json(folder / "recipe.json")
         there, here = ({**i.get("recipe", {}), "data": i.get("data")} for i in (kept, identity))
-        differences = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in here.items() if there.get(k) != v and k != "expected"]
+        differences = [
+            f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in here.items() if there.get(k) != v and k != "expected"
+        ]
         if differences:
-            raise OtherRunError(f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=.")
+            raise OtherRunError(
+                f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=."
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
@@ -253,7 +272,10 @@ def _open_run_folder(folder: Path, identity: dict[str, Any]) -> None:
 
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
     predictions = Predictions.load(
-        folder / "predictions.npz", classes=loaders.test.classes, source=loaders.test.split, preprocess=loaders.preprocess
+        folder / "predictions.npz",
+        classes=loaders.test.classes,
+        source=loaders.test.split,
+        preprocess=loaders.preprocess,
     )
     return Result(plan, History.from_json(folder / "history.json"), predictions, folder)
 

@@ -64,7 +64,9 @@ def resume(trainer: Trainer, run: _Fit) -> None:
     state, _ = read_tensors(run.checkpoint, KIND)
     position = state["run"]
     if position is None:
-        raise OtherRunError(f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path.")
+        raise OtherRunError(
+            f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
+        )
     _check_same_run(run, position["settings"])
     _restore_trainer(trainer, state, run.checkpoint)
     for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates"):
@@ -76,7 +78,7 @@ def resume(trainer: Trainer, run: _Fit) -> None:
         run.scheduler.load_state_dict(position["schedule"])
     if trainer._average is not None:
         trainer._average.load([tensor.to(trainer.device) for tensor in position["average"]])
-    for callback, kept in zip(trainer.callbacks, position["callbacks"]):
+    for callback, kept in zip(trainer.callbacks, position["callbacks"], strict=False):
         if kept:
             callback.load_state_dict(kept)
     run.epoch_random, run.resume_random = position["epoch_random"], state["random"]
@@ -111,7 +113,9 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same_run(run: _Fit, kept: dict[str, Any]) -> None:
     now = _comparable(run.settings)
-    differences = [f"{name}: {kept.get(name)!r} there, {now[name]!r} here" for name in now if kept.get(name) != now[name]]
+    differences = [
+        f"{name}: {kept.get(name)!r} there, {now[name]!r} here" for name in now if kept.get(name) != now[name]
+    ]
     if differences:
         raise OtherRunError(
             f"{run.checkpoint} is of another run ({'; '.join(differences)}). Use the same settings, another path, or "

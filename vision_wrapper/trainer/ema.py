@@ -25,7 +25,7 @@ class WeightAverage:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the averages."""
-        for live, average in zip(self._live, self.averages):
+        for live, average in zip(self._live, self.averages, strict=False):
             value = live.detach().clone()
             live.copy_(average)
             average.copy_(value)

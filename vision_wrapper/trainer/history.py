@@ -41,7 +41,7 @@ class History:
     def to_csv(self, path: PathLike) -> None:
         """Write the rows by epoch as CSV; None is an empty cell."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, list[str](COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(path, text.getvalue())

@@ -53,7 +53,7 @@ def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve
     fall = (values[0] - values.min()) / max(abs(values[0]), 1e-12)
     if fall < LEAST_FALL:
         return useless(
-            f"The loss hardly falls ({fall:.1%}): more steps, another range of rates, or a look at the model and the data."
+            f"The loss hardly falls ({fall:.1%}): try more steps or other rates, and look at the data."
         )
     steepest = int(np.gradient(values, rates).argmin())
     return LRCurve(lrs, losses, float(lrs[first + steepest]), f"The loss falls most steeply here.{stopped}")
@@ -135,10 +135,10 @@ def _classes() -> tuple[Any, Any]:
         def _train_batch(self, train_iter: Any, accumulation_steps: int, non_blocking_transfer: bool = True) -> float:
             groups = self.optimizer.param_groups
             rate = float(groups[self.leader]["lr"])
-            for group, share in zip(groups, self.shares):
+            for group, share in zip(groups, self.shares, strict=False):
                 group["lr"] = rate * share  # the package would drive all groups to one rate
             self.rates.append(rate)
-            vars(self.optimizer)["_opt_called"] = True  # the step is taken, though not through the package's counter
+            self.optimizer._opt_called = True  # the step is taken, though not through the package's counter
             total = 0.0
             for i in range(accumulation_steps):
                 inputs, targets = self.trainer._prepare(*next(train_iter))

@@ -22,7 +22,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """ "fp32", "bf16" or "fp16"; "auto" takes bf16 where the device computes it itself, on CUDA else fp16, else fp32."""
+    """The precision meant: "auto" is bf16 where the device itself computes it, on CUDA else fp16, else fp32."""
     if precision not in PRECISIONS:
         raise SettingError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "fp16" and device.type == "cpu":

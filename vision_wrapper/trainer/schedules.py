@@ -99,11 +99,11 @@ def one_cycle(
     Raises:
         SettingError: rates that are not 0 < min_lr <= max_lr, or a peak outside the run (when training begins).
     """
-    low = max_lr / 25 if min_lr is None and _is_rate(max_lr) else min_lr
+    low: float = max_lr / 25 if min_lr is None and _is_rate(max_lr) else min_lr  # type: ignore[assignment]
     if not (_is_rate(max_lr) and _is_rate(low) and low <= max_lr):
         raise SettingError(
-            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a suggestion "
-            "of find_lr that is None, see the curve's .reason."
+            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a "
+            "suggestion of find_lr that is None, see the curve's .reason."
         )
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
@@ -115,11 +115,13 @@ def one_cycle(
         total = epochs * steps_per_epoch
         peak = 0.3 * epochs if peak_epoch is None else peak_epoch
         if not 0 < peak <= epochs:
-            raise SettingError(f"peak_epoch={peak_epoch} lies outside the run of {epochs} epochs; choose 0 < peak <= {epochs}.")
-        if not 1 < peak / epochs * total:
             raise SettingError(
-                f"peak_epoch={peak_epoch} is within the first step: an epoch has {steps_per_epoch} steps. Choose a later "
-                "peak or a smaller batch."
+                f"peak_epoch={peak_epoch} lies outside the run of {epochs} epochs; choose 0 < peak <= {epochs}."
+            )
+        if not peak / epochs * total > 1:
+            raise SettingError(
+                f"peak_epoch={peak_epoch} is within the first step: an epoch has {steps_per_epoch} steps. Choose a "
+                "later peak or a smaller batch."
             )
         if three_phase and 2 * peak > epochs:
             raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
@@ -257,5 +259,5 @@ def _shares(optimizer: Optimizer) -> list[float]:
 
 def _start_at(optimizer: Optimizer, lr: float | None) -> None:
     if lr is not None:
-        for group, share in zip(optimizer.param_groups, _shares(optimizer)):
+        for group, share in zip(optimizer.param_groups, _shares(optimizer), strict=False):
             group["lr"] = lr * share

@@ -90,7 +90,7 @@ class Trainer:
             model holds it after `fit`.
         clip_norm: largest norm of the gradient.
         accumulate: batches whose gradients make one step.
-        l1: coefficient of the sum of absolute weights (norms and biases left out), added to the loss that is trained on.
+        l1: coefficient of the sum of absolute weights (without norms and biases), added to the training loss.
         channels_last: None is for this library's networks; True and False decide.
         deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume.
 
@@ -120,13 +120,15 @@ class Trainer:
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
         self.loss_fn = loss_fn or nn.functional.cross_entropy
-        self.callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
+        self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else list(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
         self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
         self.deterministic = deterministic
         self.epochs_trained = 0
         _check_owner(model, optimizer)
-        model.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
+        model.to(self.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _move_state(optimizer)
         self._forward = torch.compile(model) if compile else model
         self._autocast = autocast(self.precision, self.device)
@@ -307,7 +309,7 @@ class Trainer:
         row = {
             "epoch": run.epoch + 1,
             "lr": float(run.rates[-1]),
-            "train_loss": sum(x * n for x, n in zip(losses, run.sizes)) / run.samples,
+            "train_loss": sum(x * n for x, n in zip(losses, run.sizes, strict=False)) / run.samples,
             "train_accuracy": None if run.correct is None else int(run.correct) / run.samples,
             "val_loss": None if evaluation is None else evaluation.loss,
             "val_accuracy": None if evaluation is None else evaluation.accuracy,
@@ -317,7 +319,7 @@ class Trainer:
             first = len(run.history.batches)
             run.history.batches += [
                 {"step": first + i, "epoch": run.epoch + 1, "lr": float(rate), "loss": loss}
-                for i, (rate, loss) in enumerate(zip(run.rates, losses))
+                for i, (rate, loss) in enumerate(zip(run.rates, losses, strict=False))
             ]
         run.history.rows.append(row)
         if run.schedule is not None and run.schedule.every == "epoch":
@@ -339,7 +341,9 @@ class Trainer:
             raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
         if schedule is not None and not isinstance(schedule, Schedule):
             if not callable(schedule):
-                raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
+                raise SettingError(
+                    f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}."
+                )
             schedule = from_function(schedule, every)
         if schedule is not None and str(schedule.monitor).startswith("val_") and val_loader is None:
             raise SettingError(f"The schedule watches {schedule.monitor}: give fit a validation loader.")
@@ -353,7 +357,9 @@ class Trainer:
         )  # fmt: skip
         if schedule is not None:
             if batches is None and schedule.every == "batch":
-                raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
+                raise SettingError(
+                    f"{schedule.name} needs to know how many batches an epoch has; give the loader a len()."
+                )
             run.scheduler = schedule.build(self.optimizer, epochs, math.ceil((batches or 1) / self.accumulate))
             # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
             vars(self.optimizer)["_opt_called"] = True
@@ -390,7 +396,11 @@ class Trainer:
         total = 0
         for logits, targets in self._forward_pass(loader):
             loss_sum += self.loss_fn(logits, targets) * len(targets)
-            correct = None if correct is None or not _are_classes(logits, targets) else correct + _count_correct(logits, targets)
+            correct = (
+                None
+                if correct is None or not _are_classes(logits, targets)
+                else correct + _count_correct(logits, targets)
+            )
             total += len(targets)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
@@ -420,9 +430,7 @@ class Trainer:
         if not isinstance(loader, Loader):
             return Predictions(logits, targets, torch.arange(len(targets)))
         indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
-        return Predictions(
-            logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess
-        )
+        return Predictions(logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess)
 
     def _forward_pass(self, loader: Batches, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, targets) of each batch on the device, in eval mode, without gradients."""
@@ -460,20 +468,21 @@ class Trainer:
                 logits = self.model(inputs[:2]).float()
             except (RuntimeError, ValueError) as error:
                 raise DataError(
-                    f"{type(self.model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error} For images, "
-                    "compare its in_channels with the loader's channels."
+                    f"{type(self.model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error} For "
+                    "images, compare its in_channels with the loader's channels."
                 ) from error
         if not _are_classes(logits, targets):
             return
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= logits.shape[1]:
             raise DataError(
-                f"Targets must be in 0..{logits.shape[1] - 1} for the model's {logits.shape[1]} classes, got {low}..{high}. "
-                "Build the model with num_classes=len(data.classes)."
+                f"Targets must be in 0..{logits.shape[1] - 1} for the model's {logits.shape[1]} classes, got "
+                f"{low}..{high}. Build the model with num_classes=len(data.classes)."
             )
         if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
             warnings.warn(
-                "The model seems to return probabilities; cross-entropy expects logits. Leave out its softmax.", stacklevel=5
+                "The model seems to return probabilities; cross-entropy expects logits. Leave out its softmax.",
+                stacklevel=5,
             )
 
     def _weight_sum(self) -> Tensor:
@@ -511,7 +520,7 @@ class Trainer:
     def load(self, path: PathLike) -> None:
         """Put back what `save` or a `fit(checkpoint=…)` wrote.
 
-        Raises `DataNotFoundError`, `DamagedFileError`, `NewerFormatError` or `OtherModelError`; then nothing is changed.
+        Raises `DataNotFoundError`, `DamagedFileError`, `NewerFormatError` or `OtherModelError`, and then changes nothing.
         """
         checkpoints.load(self, path)
 
@@ -547,8 +556,8 @@ def _check_last_batch(model: nn.Module, loader: Any) -> None:
     last = len(loader.split) % loader.batch_size or loader.batch_size
     if last == 1 and not loader.drop_last:
         raise SettingError(
-            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch norm "
-            "cannot train on. Use drop_last=True or another batch size."
+            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
+            "norm cannot train on. Use drop_last=True or another batch size."
         )
 
 

@@ -75,7 +75,7 @@ def plot_gradcam(
     )
     for i, image in enumerate(images):
         true, predicted = names(mistakes[i])
-        tiles.add_header(i * group, [true, (f"{predicted[0]} {mistakes[i].confidence:.0%}", predicted[1])])
+        tiles.add_header(i * group, [true, (f"{predicted[0]}, {mistakes[i].confidence:.0%}", predicted[1])])
         tiles.add(i * group, image, [(f"index {mistakes[i].index}", MUTED)])
         shown = [(what, layer) for what in cams for layer in range(len(used))]
         for position, (what, layer) in enumerate(shown, start=i * group + 1):

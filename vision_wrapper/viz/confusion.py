@@ -32,9 +32,11 @@ def plot_confusion_matrix(predictions: Predictions, normalise: bool = False) -> 
     picture = ax.imshow(shares * 100, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     class_rows(ax, predictions.classes, length=20)
     if count <= MAX_NAMED:
-        size = 9 if count <= 40 else max(4, 360 / count)
+        size = min(9, 700 / count)  # points; the rows of 100 classes are 9 high
         labels = [short(name, 20) for name in predictions.classes]
-        ax.set_xticks(range(count), labels, rotation=90 if max(map(len, labels)) > 2 else 0, parse_math=False)
+        ax.set_xticks(
+            range(count), labels, rotation=90 if count > 25 or max(map(len, labels)) > 2 else 0, parse_math=False
+        )
         ax.tick_params(axis="both", length=0, labelsize=size)
     else:
         ax.set_xlabel(f"{count} classes, by number")
