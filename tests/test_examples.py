@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_example_runs(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for file in MADE.get(script.stem, []):
@@ -69,7 +69,7 @@ def test_the_assignment_becomes_a_notebook_that_runs(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook.cells.remove(code[0])  # it is installed already, and a test asks no package index
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISION_WRAPPER_QUICK", "1")
         client.execute()

@@ -520,7 +520,7 @@ class Trainer:
     def load(self, path: PathLike) -> None:
         """Put back what `save` or a `fit(checkpoint=…)` wrote.
 
-        Raises `DataNotFoundError`, `DamagedFileError`, `NewerFormatError` or `OtherModelError`, and then changes nothing.
+        Raises what `_files.read_tensors` raises, or `OtherModelError`, and then changes nothing.
         """
         checkpoints.load(self, path)
 
