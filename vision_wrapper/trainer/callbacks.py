@@ -107,7 +107,8 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Open the bar at the position of the run."""
-        notebook = "ipykernel" in sys.modules
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        notebook = getattr(shell, "kernel", None) is not None  # having ipykernel imported is not being in one
         if not (notebook or sys.stderr.isatty()) or run.batches is None:
             return
         if notebook:
