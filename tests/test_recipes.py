@@ -11,7 +11,7 @@ from PIL import Image
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
-from vision_wrapper.errors import OtherRunError, SettingError, UnknownNameError
+from vision_wrapper.errors import OtherRunError, SettingError, UnknownNameError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES
 from vision_wrapper.trainer import Callback
 
@@ -103,6 +103,44 @@ def test_unknown_names_are_named():
             RECIPES["quickstart"].changed(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"schedule_args": {}}, "lacks max_lr"),
+        ({"schedule_args": {"max_lr": 0.01, "peak": 2}}, "peak_epoch"),
+        ({"model_args": {"width": (4, 4, 4, 4)}}, "widths"),
+        ({"model_args": {"num_classes": 3}}, "entry of model_args"),
+        ({"optimizer_args": {"weigth_decay": 1e-4}}, "weight_decay"),
+        ({"optimizer": "adma"}, "adam"),
+        ({"schedule": "plateau", "schedule_args": {}, "find_lr": True}, "max_lr"),
+        ({"precision": "bf17"}, "bf16"),
+        ({"drop_last": "yes"}, "true or false"),
+        ({"val_fraction": 1.5}, "val_fraction"),
+        ({"epochs": True}, "whole number"),
+        ({"schedule_epochs": 3}, "at least `epochs`"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
+    with pytest.raises(VisionWrapperError, match=said):
+        RECIPES["quickstart"].changed(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule_args": {"max_lr": 0.01, "peak_epoch": 40}},
+        {"optimizer_args": {"betas": 3}},
+        {"model_args": {"widths": (4, 4)}},
+        {"schedule": "cosine", "schedule_args": {"final_lr": "low"}},
+        {"batch_size": 1},
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_no_folder(settings, images, tmp_path):
+    with pytest.raises(VisionWrapperError):
+        recipes.run(reduced("quickstart"), data=images, out=tmp_path / "run", callbacks=[], **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 class StopAt(Callback):
     def on_batch_end(self, run):
         if run.epoch == 1 and run.batch == 1:
@@ -124,6 +162,36 @@ def test_a_run_goes_on_and_a_finished_one_stays(images, tmp_path):
     assert (again.predictions.logits == whole.predictions.logits).all()
     with pytest.raises(OtherRunError, match="seed"):
         recipes.run(recipe, data=images, out=tmp_path / "cut", callbacks=[], seed=4)
+
+
+def test_the_same_command_without_a_folder_goes_on(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=str(image_folder), callbacks=[StopAt()])
+    (begun,) = (tmp_path / "runs").iterdir()
+    other = recipes.run(recipe, data=str(image_folder), callbacks=[], seed=4)
+    again = recipes.run(recipe, data=str(image_folder), callbacks=[])
+    assert other.run_dir.name != begun.name and again.run_dir.name == begun.name and again.finished
+    new = recipes.run(recipe, data=str(image_folder), callbacks=[])  # a finished run is left as it is
+    assert new.run_dir.name not in (begun.name, other.run_dir.name)
+
+
+def test_two_processes_do_not_share_a_run_folder(image_folder, tmp_path):
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[StopAt()])
+    code = (
+        f"from vision_wrapper._files import exclusive\nwith exclusive({str(tmp_path / 'run/.lock')!r}):"
+        "\n    print('held', flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(OtherRunError, match="Another process"):
+            recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[])
+        process.kill()
+    assert recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[]).finished
 
 
 def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):

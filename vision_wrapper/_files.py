@@ -7,17 +7,26 @@ SHA-256 of the whole file (taken with the digest's own 64 characters as zeros). 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from vision_wrapper.errors import CheckpointError, DamagedFileError, DataNotFoundError, FileWriteError, NewerFormatError
+from vision_wrapper.errors import (
+    CheckpointError,
+    DamagedFileError,
+    DataNotFoundError,
+    FileWriteError,
+    NewerFormatError,
+    OtherRunError,
+)
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit; a larger claim is damage or an attack
@@ -71,6 +80,28 @@ def read_json(path: PathLike) -> Any:
         raise DataNotFoundError(f"There is no file {path}.") from error
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not readable as JSON: {error}.") from error
+
+
+@contextlib.contextmanager
+def exclusive(path: PathLike) -> Iterator[None]:
+    """Hold the lock of a file, made if it is not there; it ends with the process, however that ends.
+
+    Raises `OtherRunError` where another process holds it. Where the system has no such locks, there is none.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(path, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise OtherRunError(
+                    f"Another process is at work in {Path(path).parent}. Wait for its end, or choose another folder."
+                ) from error
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -270,6 +270,7 @@ class Augmenter:
         if _comes_from(augment, "albumentations"):
             import copy
 
+            _check_fills(augment)
             return _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
         if callable(augment):
             return _GlobalRandomness(augment, self._random, wants_pil=_comes_from(augment, "torchvision"))
@@ -301,6 +302,19 @@ def _describe(augment: Augmentation) -> str:
 def _comes_from(augment: object, package: str) -> bool:
     """Whether its class, or one that this is derived from, is that package's."""
     return any(kind.__module__.split(".")[0] == package for kind in type(augment).__mro__)
+
+
+def _check_fills(transform: Any) -> None:
+    """Raise where a transform of albumentations, or one within it, fills with values of normalised images."""
+    for part in getattr(transform, "transforms", ()):
+        _check_fills(part)
+    fill = getattr(transform, "fill", None)
+    values = fill if isinstance(fill, (tuple, list)) else (fill,)
+    if any(isinstance(value, float) and 0 < value < 1 for value in values):
+        raise SettingError(
+            f"{type(transform).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
+            "afterwards. Multiply it by 255."
+        )
 
 
 class _Albumentations:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -15,8 +17,13 @@ from vision_wrapper.data import AUGMENTATIONS
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models import MODELS, build_model
 from vision_wrapper.trainer import SCHEDULES, Schedule
+from vision_wrapper.trainer.precision import PRECISIONS
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 
 @dataclass(frozen=True)
@@ -93,21 +100,42 @@ class Recipe:
     expected: Expected | None = None
 
     def __post_init__(self):
-        MODELS[self.model]
-        AUGMENTATIONS[self.augment]
+        self._check_numbers()
         checked_seed(self.seed)
-        if self.schedule is not None:
-            SCHEDULES[self.schedule]
+        AUGMENTATIONS[self.augment]
         check_names("optimizer", [self.optimizer], OPTIMIZERS)
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if isinstance(self.lr, bool) or not isinstance(self.lr, (int, float)) or not self.lr > 0:
-            raise SettingError(f"lr must be a positive number, got {self.lr!r}.")
+        check_names("precision", [self.precision], PRECISIONS)
         for name in ("model_args", "optimizer_args", "schedule_args"):
             if not isinstance(getattr(self, name), Mapping):
                 raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {getattr(self, name)!r}.')
+        _check_arguments("model_args", MODELS[self.model], self.model_args, ("num_classes", "in_channels"))
+        _check_arguments("optimizer_args", OPTIMIZERS[self.optimizer], self.optimizer_args, ("params", "lr"))
+        if self.schedule is not None:
+            found = ("max_lr",) if self.find_lr else ()
+            _check_arguments("schedule_args", SCHEDULES[self.schedule], self.schedule_args, found, fixed=False)
+        if self.find_lr and (self.schedule is None or "max_lr" not in _parameters(SCHEDULES[self.schedule])):
+            raise SettingError(f"find_lr=True sets the schedule's max_lr, which {self.schedule!r} does not have.")
+
+    def _check_numbers(self) -> None:
+        least_one, share = (lambda v: v >= 1), (lambda v: 0 <= v < 1)
+        rules = {
+            "epochs": (int, least_one, "a whole number of at least 1"),
+            "batch_size": (int, least_one, "a whole number of at least 1"),
+            "schedule_epochs": (int, lambda v: v >= self.epochs, "a whole number of at least `epochs`, or None"),
+            "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
+            "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
+            "val_fraction": (float, share, "a number in [0, 1)"),
+            "label_smoothing": (float, share, "a number in [0, 1)"),
+            "find_lr": (bool, lambda v: True, "true or false"),
+            "drop_last": (bool, lambda v: True, "true or false"),
+        }
+        for name, (kind, holds, expected) in rules.items():
+            value = getattr(self, name)
+            if value is None and name in ("schedule_epochs", "ema"):
+                continue
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool) or not holds(value):
+                raise SettingError(f"{name} must be {expected}, got {value!r}.")
 
     def changed(self, **settings: Any) -> Recipe:
         """A copy with other settings. Where `epochs` changes, what counts in epochs keeps its fraction of the run.
@@ -146,18 +174,46 @@ class Recipe:
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The recipe's optimizer of all parameters."""
-        constructors = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-        return constructors[self.optimizer](model.parameters(), lr=self.lr, **self.optimizer_args)
+        try:
+            return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, **self.optimizer_args)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"optimizer_args={dict(self.optimizer_args)} does not fit: {error}") from error
 
     def build_schedule(self, max_lr: float | None = None) -> Schedule | None:
         """The recipe's schedule; `max_lr` is what the LR finder suggested, where the recipe asks it."""
         if self.schedule is None:
             return None
         arguments = dict(self.schedule_args)
+        make = SCHEDULES[self.schedule]
         if self.find_lr and max_lr is not None:
-            arguments = {"min_lr": max_lr / 10, **arguments, "max_lr": max_lr}
-        schedule = SCHEDULES[self.schedule](**arguments)
+            if "min_lr" in _parameters(make):
+                arguments.setdefault("min_lr", max_lr / 10)
+            arguments["max_lr"] = max_lr
+        try:
+            schedule = make(**arguments)
+        except TypeError as error:
+            raise SettingError(f"schedule_args={arguments} does not fit: {error}.") from error
         if self.schedule_epochs is None:
             return schedule
         planned = self.schedule_epochs
         return replace(schedule, build=lambda optimizer, epochs, steps: schedule.build(optimizer, planned, steps))
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _check_arguments(
+    name: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: tuple[str, ...], fixed: bool = True
+) -> None:
+    """Raise for arguments that `function` does not take or lacks; the `given` ones come from elsewhere.
+
+    `fixed`: they cannot be in `arguments` too.
+    """
+    parameters = _parameters(function)
+    check_names(f"entry of {name}", arguments, [p for p in parameters if not fixed or p not in given])
+    missing = [
+        p for p, value in parameters.items() if value.default is value.empty and p not in arguments and p not in given
+    ]
+    if missing:
+        raise SettingError(f"{name} lacks {', '.join(missing)}: got {dict(arguments)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import platform
@@ -19,12 +21,12 @@ from torch import nn
 import vision_wrapper
 from vision_wrapper import data as image_data
 from vision_wrapper import models, report, viz
-from vision_wrapper._files import PathLike, read_json, write_bytes, write_json, write_text
+from vision_wrapper._files import PathLike, exclusive, read_json, write_bytes, write_json, write_text
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loaders
-from vision_wrapper.errors import OtherRunError, SettingError
+from vision_wrapper.errors import OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.table import RECIPES
@@ -66,7 +68,7 @@ def run(
         recipe: a name of `RECIPES`, or a Recipe.
         data: a name of `DATASETS`, a folder of images, or an ImageData; None is the recipe's own.
         root: where named data sets are kept.
-        out: the run folder; None is `runs/RECIPE-DATE-TIME`.
+        out: the run folder; None is `runs/RECIPE-DATE-TIME`, or the newest one there of the same run that did not end.
         callbacks: as of `Trainer`.
         device: as of `Trainer`.
         settings: fields of the recipe to change, such as `epochs=5` or `seed=1`.
@@ -74,19 +76,27 @@ def run(
     Raises:
         UnknownNameError: an unknown recipe or setting.
         SettingError: `out` is there and is no run folder.
-        OtherRunError: `out` holds a run of another recipe, of other settings or of other data.
+        OtherRunError: `out` holds a run of another recipe, of other settings or of other data, or another process is
+            at work in it.
     """
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
     source = plan.data if data is None else data
     name = source.name if isinstance(source, ImageData) else str(source)
     images, loaders = _load(plan, source, root)
-    folder = Path(out) if out is not None else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _open_run_folder(folder, {"recipe": plan.as_dict(), "data": name, "root": str(root)})
+    identity = json.loads(json.dumps({"recipe": plan.as_dict(), "data": name, "root": str(root)}))  # as it is read back
+    unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
+    folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
+    made = _open_run_folder(folder, identity)
     if (folder / "report.html").exists():
         return _finished_run(plan, folder, loaders)
-    with preserve_random_states():
-        seed_generators(plan.seed)
-        return _train(plan, images, loaders, folder, callbacks, device)
+    try:
+        with exclusive(folder / ".lock"), preserve_random_states():
+            seed_generators(plan.seed)
+            return _train(plan, images, loaders, folder, callbacks, device)
+    except VisionWrapperError:
+        if made and not (folder / "last.ckpt").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: nothing half-made stays
+        raise
 
 
 def _train(
@@ -202,7 +212,8 @@ def _write_results(
 
 def environment() -> dict[str, Any]:
     """What the run was made on, without anything personal."""
-    import albumentations
+    from importlib.metadata import version
+
     import torchvision
 
     return {
@@ -210,7 +221,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "albumentations": albumentations.__version__,
+        "albumentations": version("albumentations"),  # importing it would ask the package index
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -246,20 +257,32 @@ def _load(plan: Recipe, source: Any, root: Any) -> tuple[ImageData, Loaders]:
 # ---- run folders
 
 
-def _open_run_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Make the run folder, whole, or check that the one that is there is of the same run."""
-    identity = json.loads(json.dumps(identity))  # as it will be read back
+def _new_folder(recipe_name: str) -> Path:
+    name = f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / f"{name}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def _unfinished_run(identity: dict[str, Any]) -> Path | None:
+    """The newest run under runs/ that was the same and did not end, so that the same command again goes on."""
+    folders = Path("runs").glob(f"{glob.escape(identity['recipe']['name'])}-*/")
+    for folder in sorted(folders, reverse=True):
+        if (folder / "recipe.json").exists() and not (folder / "report.html").exists():
+            with contextlib.suppress(VisionWrapperError):  # a damaged one is not it
+                if not _differences(read_json(folder / "recipe.json"), identity):
+                    return folder
+    return None
+
+
+def _open_run_folder(folder: Path, identity: dict[str, Any]) -> bool:
+    """Make the run folder, whole, and say so; or check that the one that is there is of the same run."""
     if (folder / "recipe.json").exists():
-        kept = read_json(folder / "recipe.json")
-        there, here = ({**i.get("recipe", {}), "data": i.get("data")} for i in (kept, identity))
-        differences = [
-            f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in here.items() if there.get(k) != v and k != "expected"
-        ]
+        differences = _differences(read_json(folder / "recipe.json"), identity)
         if differences:
             raise OtherRunError(
                 f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=."
             )
-        return
+        return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
@@ -268,6 +291,19 @@ def _open_run_folder(folder: Path, identity: dict[str, Any]) -> None:
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _differences(there: Any, here: dict[str, Any]) -> list[str]:
+    """What differs between the identities of two runs, in words."""
+    if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
+        return ["recipe.json holds no recipe"]
+    kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
+    return [
+        f"{name}: {kept.get(name)!r} there, {value!r} here"
+        for name, value in wanted.items()
+        if kept.get(name) != value and name != "expected"
+    ]
 
 
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:

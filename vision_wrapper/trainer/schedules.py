@@ -63,11 +63,26 @@ class Schedule:
 
 
 def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", "epoch"] = "epoch") -> Schedule:
-    """A schedule from any function of the optimizer that returns a torch scheduler."""
+    """A schedule from any function of the optimizer that returns a torch scheduler.
+
+    Raises `SettingError` for another `every`, and, when training begins, where a scheduler made for the batches of the
+    run (as OneCycleLR with their number) would be stepped by epoch.
+    """
     if every not in ("batch", "epoch"):
         raise SettingError(f'every must be "batch" or "epoch", got {every!r}.')
     name = getattr(function, "__name__", type(function).__name__)
-    return Schedule(name, lambda optimizer, epochs, steps: function(optimizer), every, monitor=None)
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        scheduler = function(optimizer)
+        length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", 0)
+        if every == "epoch" and length >= epochs * steps_per_epoch > epochs:
+            raise SettingError(
+                f"{type(scheduler).__name__} is made for {length} steps, but stepped by epoch it takes {epochs}. Pass "
+                'every="batch", or make it for as many steps as epochs.'
+            )
+        return scheduler
+
+    return Schedule(name, build, every, monitor=None)
 
 
 def one_cycle(
@@ -105,6 +120,8 @@ def one_cycle(
             f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a "
             "suggestion of find_lr that is None, see the curve's .reason."
         )
+    if peak_epoch is not None and not isinstance(peak_epoch, (int, float)):
+        raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
     if final_lr is not None and not _is_rate(final_lr):
@@ -150,6 +167,8 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     `max_lr` None starts at the optimizer's own rate.
     """
     _check_optional_rate("max_lr", max_lr)
+    if final_lr != 0:
+        _check_optional_rate("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -160,8 +179,11 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
 def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     """Times `factor` after each of the `milestones` (epochs that have ended), by epoch."""
-    if not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
+    whole = isinstance(milestones, Sequence) and all(_is_whole(m) for m in milestones)
+    if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
+    if not _is_rate(factor):
+        raise SettingError(f"factor must be a positive number, got {factor!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         return torch_schedulers.MultiStepLR(optimizer, list(milestones), gamma=factor)
@@ -177,8 +199,13 @@ def plateau(
     min_lr: float = 0.0,
 ) -> Schedule:
     """Times `factor` when `monitor` has not improved for more than `patience` epochs."""
-    if not 0 < factor < 1:
+    if not (_is_rate(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
+    if not _is_whole(patience) or patience < 0:
+        raise SettingError(f"patience must be a whole number of epochs, at least 0, got {patience!r}.")
+    for name, value in (("threshold", threshold), ("min_lr", min_lr)):
+        if value != 0 and not _is_rate(value):
+            raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
     if monitor not in ("val_loss", "val_accuracy", "train_loss", "train_accuracy"):
         raise SettingError(f"monitor must be val_loss, val_accuracy, train_loss or train_accuracy, got {monitor!r}.")
 
@@ -195,7 +222,8 @@ def plateau(
 def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: float | None = None) -> Schedule:
     """Linearly up from nearly 0 over `warm_up_epochs`, then constant, or linearly down to `final_lr`; by batch."""
     _check_optional_rate("max_lr", max_lr)
-    if not warm_up_epochs > 0:
+    _check_optional_rate("final_lr", final_lr)
+    if not _is_rate(warm_up_epochs):
         raise SettingError(f"warm_up_epochs must be positive, got {warm_up_epochs!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -243,6 +271,10 @@ SCHEDULES: Table[Callable[..., Schedule]] = Table(
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_optional_rate(name: str, value: Any) -> None:

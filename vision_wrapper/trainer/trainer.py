@@ -419,8 +419,7 @@ class Trainer:
         """
         if tta not in (None, "flip"):
             raise SettingError(f'tta must be "flip" or None, got {tta!r}.')
-        sampler = getattr(loader, "sampler", None)
-        if isinstance(sampler, torch.utils.data.RandomSampler):
+        if _shuffles(loader):
             raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
         parts = list(self._forward_pass(loader, flip=tta == "flip"))
         if not parts:
@@ -479,11 +478,15 @@ class Trainer:
                 f"Targets must be in 0..{logits.shape[1] - 1} for the model's {logits.shape[1]} classes, got "
                 f"{low}..{high}. Build the model with num_classes=len(data.classes)."
             )
-        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+        if _sum_to_one(logits) or (self._uses_cross_entropy() and _sum_to_one(logits.exp())):
             warnings.warn(
-                "The model seems to return probabilities; cross-entropy expects logits. Leave out its softmax.",
+                "The model seems to return probabilities or their logarithms; cross-entropy expects logits. Leave out "
+                "its softmax.",
                 stacklevel=5,
             )
+
+    def _uses_cross_entropy(self) -> bool:
+        return self.loss_fn is nn.functional.cross_entropy or isinstance(self.loss_fn, nn.CrossEntropyLoss)
 
     def _weight_sum(self) -> Tensor:
         return torch.stack([p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]).sum()
@@ -565,6 +568,15 @@ def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def _shuffles(loader: Any) -> bool:
+    """Whether a torch DataLoader draws its order at random."""
+    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    kinds = torch.utils.data
+    return any(
+        isinstance(s, (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)) for s in samplers
+    )
+
+
 def _length(loader: Any) -> int | None:
     try:
         return len(loader)
@@ -590,6 +602,10 @@ def _gradients_left(run: _Fit, accumulate: int) -> bool:
 
 def _are_classes(logits: Tensor, targets: Tensor) -> bool:
     return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+
+
+def _sum_to_one(values: Tensor) -> bool:
+    return bool((values >= 0).all()) and torch.allclose(values.sum(1), torch.ones_like(values[:, 0]), atol=1e-4)
 
 
 def _count_correct(logits: Tensor, targets: Tensor) -> Tensor:
