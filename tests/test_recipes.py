@@ -25,7 +25,7 @@ RUN_FILES = {
 def images():
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
-    pixels = rng.integers(0, 150, (90, 32, 32, 3)).astype(np.uint8)
+    pixels = rng.integers(0, 150, (90, 16, 16, 3)).astype(np.uint8)
     pixels[np.arange(90), :, :, labels] += 100
     return data.from_arrays((pixels[:60], labels[:60]), (pixels[60:], labels[60:]), ("<b>red</b>", "green", "blue"))
 

@@ -48,6 +48,24 @@ def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many indices as there are labels, each label equally often (to one), in a random order.
+
+    Images of small classes occur several times, each as often as the others of its class (to one); of large classes,
+    every epoch takes others.
+    """
+    random = np.random.default_rng([seed, epoch, 1])  # a stream beside the one of `shuffled`
+    present = np.unique(labels)
+    each, rest = divmod(len(labels), len(present))
+    chosen = []
+    for position, label in enumerate(random.permutation(present)):
+        count = each + (position < rest)
+        members = np.flatnonzero(labels == label)
+        rounds = [random.permutation(members) for _ in range(-(-count // len(members)))]
+        chosen.append(np.concatenate(rounds)[:count] if count else members[:0])
+    return random.permutation(np.concatenate(chosen))
+
+
 class SampleRandom:
     """A numpy generator and a python one that can be put at the start of any sample's own stream.
 

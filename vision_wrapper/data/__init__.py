@@ -11,11 +11,12 @@ from vision_wrapper.data.augment import (
     Rotate,
     augmentation,
 )
+from vision_wrapper.data.check import Finding, Findings, check
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.loaders import Loader, Loaders, make_loaders
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, Split, Subset, from_arrays, load
-from vision_wrapper.data.stats import Stats, stats
+from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, Split, Subset, from_arrays, leave_out, load
+from vision_wrapper.data.stats import Stats, class_weights, stats
 
 __all__ = [
     "AUGMENTATIONS",
@@ -23,6 +24,8 @@ __all__ = [
     "ColorJitter",
     "Cutout",
     "DataSource",
+    "Finding",
+    "Findings",
     "Flip",
     "ImageData",
     "Loader",
@@ -36,8 +39,11 @@ __all__ = [
     "Stats",
     "Subset",
     "augmentation",
+    "check",
+    "class_weights",
     "decode",
     "from_arrays",
+    "leave_out",
     "load",
     "make_loaders",
     "stats",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.augment import Augmentation, Augmenter
@@ -50,10 +51,11 @@ class Loader:
         drop_last: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        balanced: bool = False,
     ):
         self.split, self.classes, self.preprocess = split, classes, preprocess
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.balanced = num_workers, seed, balanced
         self.epoch = 0
         self.device = torch.device("cpu")
         self._samples = _Samples(split, preprocess, augmenter)
@@ -74,6 +76,8 @@ class Loader:
         """The indices into `split` in the order in which this epoch gives them, int64 (len(split),)."""
         if not self.shuffle:
             return np.arange(len(self.split))
+        if self.balanced:
+            return balanced_order(self.split.labels, self.seed, epoch)
         return shuffled(len(self.split), self.seed, epoch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -111,6 +115,7 @@ class Loader:
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "shuffle": self.shuffle,
+            "balanced": self.balanced,
             "seed": self.seed,
             "augmentation": self._samples.augmenter.description if self._samples.augmenter else "none",
             "size": list(self.preprocess.size),
@@ -209,6 +214,7 @@ def make_loaders(
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
+    balanced: bool = False,
 ) -> Loaders:
     """Loaders of the splits of a data set. Only `train` is shuffled and augmented.
 
@@ -224,6 +230,8 @@ def make_loaders(
         size: of the network's input, pixels or (height, width); None is that of the images, or 224 where they differ.
         preprocess: in place of `size` and of the statistics of the raw training images, such as those of a pretrained
             network.
+        balanced: draw each class equally often in an epoch, which stays as long: images of small classes are repeated,
+            with the same look in the same epoch.
 
     Raises:
         UnknownNameError: an unknown augmentation.
@@ -258,11 +266,10 @@ def make_loaders(
         )
     augmenter = Augmenter(augment, preprocess.size, preprocess.mean, seed)
     common = {"classes": data.classes, "preprocess": preprocess, "batch_size": batch_size}
+    random = {"augmenter": augmenter, "shuffle": True, "balanced": balanced, "seed": seed}
     workers = _number_of_workers(data.train, num_workers)
     loaders = Loaders(
-        train=Loader(
-            train, **common, augmenter=augmenter, shuffle=True, drop_last=drop_last, num_workers=workers, seed=seed
-        ),
+        train=Loader(train, **common, **random, drop_last=drop_last, num_workers=workers),
         val=None if val is None else Loader(val, **common, num_workers=workers),
         test=Loader(data.test, **common, num_workers=workers),
         preprocess=preprocess,

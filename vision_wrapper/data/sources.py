@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.error import URLError
@@ -266,6 +266,31 @@ def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: in
             f"{name} labels must be in 0..{num_classes - 1} for {num_classes} classes; label {bad} is {labels[bad]}."
         )
     return ArraySplit(images, labels.astype(np.int64), channels)
+
+
+def leave_out(
+    data: ImageData, train: Sequence[int] = (), val: Sequence[int] = (), test: Sequence[int] = ()
+) -> ImageData:
+    """The data set without some samples, by their indices in each split. `data.check` finds duplicates' indices.
+
+    Raises `DataError` for an index that is not there, or where nothing would be left.
+    """
+    splits: dict[str, Any] = {}
+    for name, indices in (("train", train), ("val", val), ("test", test)):
+        split: Split | None = getattr(data, name)
+        if not len(indices):
+            splits[name] = split
+            continue
+        chosen = np.asarray(indices)
+        if split is None or chosen.min() < 0 or chosen.max() >= len(split):
+            count = 0 if split is None else len(split)
+            raise DataError(f"{name} has {count} samples; got indices from {chosen.min()} to {chosen.max()}.")
+        count = len(split)
+        kept = np.setdiff1d(np.arange(count), chosen)
+        if not len(kept):
+            raise DataError(f"Leaving out all {count} samples of {name} leaves none.")
+        splits[name] = Subset(split, kept)
+    return replace(data, mean=None, std=None, **splits) if len(train) else replace(data, **splits)
 
 
 # ---- folders

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, image_size
+from vision_wrapper.errors import DataError
 
 _CHUNK = 500  # images at a time: what memory is bounded by (75 MB at 224x224)
 _LARGE = 100_000  # pixels
@@ -70,6 +73,18 @@ def stats(data: ImageData) -> Stats:
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Exact mean and standard deviation of the raw pixels in [0, 1], one a channel."""
     return _totals(split).mean_and_std()
+
+
+def class_weights(data: ImageData) -> Tensor:
+    """For an unbalanced data set: float32 (classes,), the inverse of each class's share of the training images.
+
+    Their mean over the training images is 1, so a loss keeps its size. For `nn.CrossEntropyLoss(weight=…)`.
+    Raises `DataError` for a class without images.
+    """
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if not counts.all():
+        raise DataError(f"Class {data.classes[int(counts.argmin())]} has no training image, so no weight fits it.")
+    return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
 
 
 # Decoding a folder is the whole cost, so it is done once for each listing of one.

@@ -52,9 +52,7 @@ def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve
     rates, values = np.log(lrs[first:last]), np.asarray(losses[first:last])
     fall = (values[0] - values.min()) / max(abs(values[0]), 1e-12)
     if fall < LEAST_FALL:
-        return useless(
-            f"The loss hardly falls ({fall:.1%}): try more steps or other rates, and look at the data."
-        )
+        return useless(f"The loss hardly falls ({fall:.1%}): try more steps or other rates, and look at the data.")
     steepest = int(np.gradient(values, rates).argmin())
     return LRCurve(lrs, losses, float(lrs[first + steepest]), f"The loss falls most steeply here.{stopped}")
 

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision_wrapper._files import PathLike
 from vision_wrapper._state import preserve_mode, random_states, set_random_states
 from vision_wrapper.data import Loader
+from vision_wrapper.data.check import check_batch, has_batch_norm, shuffles
 from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet
@@ -120,6 +120,8 @@ class Trainer:
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
         self.loss_fn = loss_fn or nn.functional.cross_entropy
+        if isinstance(loss_fn, nn.Module):
+            loss_fn.to(self.device)  # the weights of its classes
         self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else list(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
         self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
@@ -291,7 +293,7 @@ class Trainer:
             run.settings["checked"] = True
             if first is None:
                 return iter(())
-            self._check_batch(first)
+            self._check_batch(first, loader)
             batches = chain([first], batches)
         return batches
 
@@ -419,7 +421,7 @@ class Trainer:
         """
         if tta not in (None, "flip"):
             raise SettingError(f'tta must be "flip" or None, got {tta!r}.')
-        if _shuffles(loader):
+        if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
             raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
         parts = list(self._forward_pass(loader, flip=tta == "flip"))
         if not parts:
@@ -452,38 +454,18 @@ class Trainer:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets.to(self.device, non_blocking=True)
 
-    def _check_batch(self, batch: Any) -> None:
+    def _check_batch(self, batch: Any, loader: Any) -> None:
         """Find out before the first step what would go wrong in it; nothing is changed."""
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(p, Tensor) for p in batch)):
             raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {type(batch).__name__}.")
         inputs, targets = self._prepare(*batch)
-        if len(inputs) != len(targets):
-            raise DataError(f"A batch has {len(inputs)} inputs but {len(targets)} targets.")
-        if len(inputs) == 1 and _has_batch_norm(self.model):
-            raise DataError("A batch of one image cannot train a network with batch norm; use a larger batch_size.")
-        with preserve_mode(self.model), torch.no_grad(), self._autocast:
-            self.model.eval()
-            try:
-                logits = self.model(inputs[:2]).float()
-            except (RuntimeError, ValueError) as error:
-                raise DataError(
-                    f"{type(self.model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error} For "
-                    "images, compare its in_channels with the loader's channels."
-                ) from error
-        if not _are_classes(logits, targets):
-            return
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= logits.shape[1]:
-            raise DataError(
-                f"Targets must be in 0..{logits.shape[1] - 1} for the model's {logits.shape[1]} classes, got "
-                f"{low}..{high}. Build the model with num_classes=len(data.classes)."
-            )
-        if _sum_to_one(logits) or (self._uses_cross_entropy() and _sum_to_one(logits.exp())):
-            warnings.warn(
-                "The model seems to return probabilities or their logarithms; cross-entropy expects logits. Leave out "
-                "its softmax.",
-                stacklevel=5,
-            )
+        classes = len(loader.classes) if isinstance(loader, Loader) else None
+        with self._autocast:
+            findings = list(check_batch(self.model, inputs, targets, classes, self._uses_cross_entropy()))
+        for finding in findings:
+            if finding.severity == "error":
+                raise DataError(str(finding))
+            warnings.warn(str(finding), stacklevel=5)
 
     def _uses_cross_entropy(self) -> bool:
         return self.loss_fn is nn.functional.cross_entropy or isinstance(self.loss_fn, nn.CrossEntropyLoss)
@@ -554,7 +536,7 @@ def _check_owner(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_last_batch(model: nn.Module, loader: Any) -> None:
-    if not isinstance(loader, Loader) or not _has_batch_norm(model):
+    if not isinstance(loader, Loader) or not has_batch_norm(model):
         return
     last = len(loader.split) % loader.batch_size or loader.batch_size
     if last == 1 and not loader.drop_last:
@@ -562,19 +544,6 @@ def _check_last_batch(model: nn.Module, loader: Any) -> None:
             f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
             "norm cannot train on. Use drop_last=True or another batch size."
         )
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def _shuffles(loader: Any) -> bool:
-    """Whether a torch DataLoader draws its order at random."""
-    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-    kinds = torch.utils.data
-    return any(
-        isinstance(s, (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)) for s in samplers
-    )
 
 
 def _length(loader: Any) -> int | None:
@@ -602,10 +571,6 @@ def _gradients_left(run: _Fit, accumulate: int) -> bool:
 
 def _are_classes(logits: Tensor, targets: Tensor) -> bool:
     return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-
-
-def _sum_to_one(values: Tensor) -> bool:
-    return bool((values >= 0).all()) and torch.allclose(values.sum(1), torch.ones_like(values[:, 0]), atol=1e-4)
 
 
 def _count_correct(logits: Tensor, targets: Tensor) -> Tensor:
