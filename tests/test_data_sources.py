@@ -98,8 +98,8 @@ IMAGES, LABELS = random_images(6), np.arange(6) % 2
         ((IMAGES, LABELS / 2), {"classes": ["a", "b"]}, "labels must be whole numbers"),
         ((IMAGES, LABELS + 1), {"classes": ["a", "b"]}, r"0\.\.1 for 2 classes; label 1 is 2"),
         ((IMAGES, LABELS - 1), {"classes": ["a", "b"]}, r"0\.\.1 for 2 classes; label 0 is -1"),
-        ((IMAGES, LABELS * 0), {}, "at least two different names"),
-        ((IMAGES, LABELS), {"classes": ["a", "a"]}, "at least two different names"),
+        ((IMAGES, LABELS * 0), {}, "at least two classes"),
+        ((IMAGES, LABELS), {"classes": ["a", "a"]}, "different names"),
         ((IMAGES, LABELS), {"val": (IMAGES[..., :1], LABELS)}, "same number of channels"),
         ((IMAGES[..., :1], LABELS), {}, "same number of channels"),
         ((IMAGES,), {"classes": ["a", "b"]}, "pair"),
@@ -246,8 +246,38 @@ def test_a_truncated_image_is_named_and_skipped_only_where_asked(image_folder):
 def test_a_file_that_vanishes_is_named(image_folder):
     folder = data.load(image_folder)
     os.remove(folder.train.paths[1])
-    with pytest.raises(DataNotFoundError, match=r"cat/1\.png; was it moved"):
+    with pytest.raises(DataNotFoundError, match=r"cat/1\.png\. If it was there"):
         folder.train[1]
+
+
+def test_hidden_folders_and_links_in_a_circle_are_passed_over(image_folder):
+    cats = image_folder / "train/cat"
+    (cats / ".ipynb_checkpoints").mkdir()
+    (cats / ".ipynb_checkpoints/0-checkpoint.png").write_bytes((cats / "0.png").read_bytes())
+    (cats / "self").symlink_to(image_folder / "train", target_is_directory=True)
+    (cats / "circle").symlink_to(cats, target_is_directory=True)
+    (cats / "more").mkdir()
+    (cats / "more/9.PNG").write_bytes((cats / "0.png").read_bytes())
+    names = [os.path.relpath(path, cats) for path in data.load(image_folder).train.paths if "/cat/" in path]
+    assert "more/9.PNG" in names and not any("checkpoint" in name or name.startswith("circle") for name in names)
+
+
+def test_splits_know_the_names_of_their_labels(image_folder, tiny):
+    assert data.load(image_folder).test.classes == ("cat", "dog")
+    assert tiny.train.classes == ("ant", "bee", "cat") == data.make_loaders(tiny, val_fraction=0.5).val.split.classes
+    assert data.load("digits").train.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_what_is_no_name_is_said(name):
+    with pytest.raises(SettingError, match="name of a data set or the path"):
+        data.load(name)
+
+
+def test_loaders_and_stats_want_a_data_set():
+    for function in (data.make_loaders, data.stats):
+        with pytest.raises(SettingError, match=r"data\.load"):
+            function("digits")
 
 
 # ---- decoding

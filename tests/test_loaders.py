@@ -420,3 +420,33 @@ def test_cifar10_from_its_folder(cifar_folder):
     images, targets = next(plain.batches(0))
     assert images.shape == (64, 3, 32, 32) and abs(images.mean()) < 0.5 and 0.7 < images.std() < 1.3
     assert targets.tolist() == folder.train.labels[plain.order(0)[:64]].tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_is_one_sentence_also_from_a_worker(image_folder, num_workers):
+    loaders = data.make_loaders(data.load(image_folder), batch_size=2, num_workers=num_workers, size=8)
+    (image_folder / "test/dog/1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"dog/1\.png cannot be decoded") as caught:
+        list(loaders.test)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_an_augmentation_that_raises_is_named(tiny):
+    def broken(image):
+        raise IndexError("no such pixel")
+
+    with pytest.raises(DataError, match=r"augmentation .*broken failed on image 0 .*no such pixel"):
+        data.make_loaders(tiny, broken)
+
+
+def test_a_sequential_of_torchvisions_transforms_gets_pil_images(tiny):
+    transforms = pytest.importorskip("torchvision.transforms")
+    sequential = torch.nn.Sequential(transforms.RandomHorizontalFlip(), transforms.RandomCrop(16, padding=2))
+    images, _ = next(iter(data.make_loaders(tiny, sequential, batch_size=4).train))
+    assert images.shape == (4, 3, 16, 16)
+
+
+def test_another_data_set_is_told_from_the_first(tiny):
+    before = data.make_loaders(tiny).train.describe()
+    tiny.train.images[0, 0, 0] ^= 1
+    assert data.make_loaders(tiny, preprocess=data.make_loaders(tiny).preprocess).train.describe() != before

@@ -342,3 +342,8 @@ def test_unknown_names():
         build_model("resnet18", norm="bacth")
     with pytest.raises(UnknownNameError, match="Unknown argument of resnet18 'classes'; did you mean 'num_classes'"):
         build_model("resnet18", classes=4)
+
+
+def test_an_image_that_is_too_small_is_said():
+    with pytest.raises(SettingError, match="at least 8x8"):
+        models.CustomResNet(10, widths=(4, 4, 4, 4))(torch.zeros(2, 3, 4, 4))

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
-from vision_wrapper.errors import OtherRunError, SettingError, UnknownNameError, VisionWrapperError
+from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, UnknownNameError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES
 from vision_wrapper.trainer import Callback
 
@@ -213,6 +213,57 @@ def test_a_report_names_what_is_missing(images, tmp_path):
     assert (run / "report.html").read_text().count("Not available") == 3
 
 
+def test_a_report_of_an_unfinished_run_does_not_end_it(images, tmp_path):
+    recipe = reduced("quickstart")
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[StopAt()])
+    report.write(tmp_path / "run")
+    again = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    assert again.finished and len(again.history) == 2
+    (tmp_path / "run/predictions.npz").unlink()  # what is missing is made again from the last checkpoint
+    mended = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    assert (mended.predictions.logits == again.predictions.logits).all()
+
+
+def test_an_unreadable_test_image_is_found_before_training(image_folder, tmp_path):
+    (image_folder / "test/dog/0.png").write_bytes(b"")
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    with pytest.raises(VisionWrapperError, match=r"dog/0\.png"):
+        recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[])
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match="Left out"):
+        result = recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[], skip_unreadable=True)
+    assert len(result.predictions) == 3
+
+
+def test_a_run_is_evaluated_from_another_folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    run = recipes.run(recipe, data=image_folder.name, out=tmp_path / "run", callbacks=[])
+    monkeypatch.chdir("/")
+    assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()
+
+
+def test_an_empty_folder_becomes_the_run(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipes.run(reduced("quickstart"), data=images, out=".", callbacks=[]).finished
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_what_was(images, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(FileWriteError, match=r"No space left.*Free some room"):
+            recipes.run(reduced("quickstart"), data=images, out=disk / "run", callbacks=[])
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 # ---- the command line
 
 
@@ -248,6 +299,8 @@ def test_the_command_line_from_training_to_export(tmp_path):
     file = next((tmp_path / "digits/test").rglob("*.png"))
     name, predicted, probability = command("predict", "run/best.safetensors", file, cwd=tmp_path).strip().split("\t")
     assert name == str(file) and predicted in "012" and 0 < float(probability) <= 1
+    several = command("predict", "run/best.safetensors", file, "gone.png", file, cwd=tmp_path, expect=1)
+    assert several.count(f"{file}\t") == 2 and "There is no image file gone.png" in several
     command("export", "run/best.safetensors", "--format", "torch", "--out", "m.pt2", cwd=tmp_path)
     assert (tmp_path / "m.pt2").exists()
     assert "train 60 images of 32x32" in command("stats", "./digits", cwd=tmp_path)
@@ -260,6 +313,10 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     assert "did you mean 'epochs'" in command("train", "--set", "epoch=3", cwd=tmp_path, expect=2)
     assert "no run folder" in command("report", tmp_path, cwd=tmp_path, expect=2)
     assert "does not exist" in command("train", "--data", "./nowhere", cwd=tmp_path, expect=2)
+    assert "Unknown setting" in command("train", "--set", "device=cuda", cwd=tmp_path, expect=2)
+    assert "given twice" in command("train", "--epochs", 2, "--set", "epochs=3", cwd=tmp_path, expect=2)
+    assert "--data digits" in command("train", "digits", cwd=tmp_path, expect=2)
+    assert "is a folder" in command("predict", tmp_path, "x.png", cwd=tmp_path, expect=2)
     assert not (tmp_path / "runs").exists()
 
 

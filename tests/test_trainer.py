@@ -376,6 +376,143 @@ def test_probabilities_are_warned_of(images):
         Trainer(model, torch.optim.Adam(model.parameters()), callbacks=[]).fit(loaders.train, epochs=1)
 
 
+def batches_of(images, count=3, classes=3):
+    x = torch.randn(count, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return [(x[i], torch.arange(4) % classes) for i in range(count)]
+
+
+@pytest.mark.parametrize("part", ["training, later", "validation"])
+def test_targets_outside_are_named_wherever_they_come(images, part):
+    good, bad = batches_of(images), batches_of(images)
+    bad[-1 if part == "training, later" else 0][1][0] = 9
+    trainer, _ = make(images)
+    if part == "validation":
+        before = weights(trainer)
+        with pytest.raises(DataError, match=r"0\.\.2 for the model's 3 classes, got 0\.\.9"):
+            trainer.fit(good, bad, epochs=1)
+        assert equal(before, weights(trainer))
+        with pytest.raises(DataError, match="no class of the model"):
+            trainer.evaluate(bad)
+    else:
+        with pytest.raises(DataError, match="Epoch 1, batch 3: Target 9 is out of bounds"):
+            trainer.fit(bad, epochs=1)
+
+
+@pytest.mark.parametrize("helper", ["evaluate", "predict", "find_lr", "fit"])
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((torch.zeros(4, 1, 16, 16), torch.zeros(4).long()), "does not take inputs of shape"),
+        ((np.zeros((4, 3, 16, 16)), np.zeros(4)), "pairs of tensors"),
+        ((torch.zeros(4, 3, 16, 16), torch.zeros(4).long(), 1), "pairs of tensors"),
+        (torch.zeros(4, 3, 16, 16), "pairs of tensors"),
+    ],
+)
+def test_batches_that_cannot_be_are_named_by_every_helper(images, helper, batch, words):
+    trainer, _ = make(images)
+    with pytest.raises(DataError, match=words):
+        getattr(trainer, helper)([batch], **({"epochs": 1} if helper == "fit" else {}))
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(4), torch.zeros(4, 1).long(), torch.zeros(4).int()])
+def test_targets_of_the_wrong_kind_are_named(images, targets):
+    trainer, _ = make(images)
+    with pytest.raises(DataError, match="Cross-entropy takes int64 targets"):
+        trainer.fit([(torch.randn(4, 3, 16, 16), targets)], epochs=1)
+
+
+def test_a_last_batch_of_one_is_named(images):
+    trainer, _ = make(images)
+    batches = batches_of(images)
+    batches[-1] = (batches[-1][0][:1], batches[-1][1][:1])
+    with pytest.raises(DataError, match="Epoch 1, batch 3: A batch of one"):
+        trainer.fit(batches, epochs=1)
+    with pytest.raises(DataError, match="A batch of one"):
+        trainer.find_lr([batches[-1]])
+    assert trainer.evaluate([batches[-1]]).total == 1
+
+
+def test_a_loader_that_is_none_is_said(images):
+    trainer, _ = make(images)
+    for call in (lambda: trainer.fit(None, epochs=1), lambda: trainer.evaluate(5), lambda: trainer.find_lr(5)):
+        with pytest.raises(SettingError, match="iterable of"):
+            call()
+
+
+def test_soft_targets_have_no_accuracy(images, capsys):
+    trainer, _ = make(images, callbacks=[EpochLog()])
+    soft = [(x, nn.functional.one_hot(y, 3).float() * 0.8 + 0.2 / 3) for x, y in batches_of(images)]
+    history = trainer.fit(soft, soft, epochs=1)
+    assert history[0]["train_accuracy"] is None and history[0]["val_accuracy"] is None
+    assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"callbacks": [print]}, "list of trainer.Callback"),
+        ({"callbacks": EpochLog()}, "list of trainer.Callback"),
+        ({"ema": "a"}, "ema"),
+        ({"clip_norm": "a"}, "clip_norm"),
+        ({"device": "nowhere"}, "no device 'nowhere'"),
+    ],
+)
+def test_settings_of_a_trainer_that_cannot_be(images, arguments, words):
+    with pytest.raises(SettingError, match=words):
+        make(images, **arguments)
+
+
+def test_a_frozen_model_and_lbfgs_are_refused(images):
+    trainer, loaders = make(images)
+    trainer.model.requires_grad_(False)
+    with pytest.raises(SettingError, match="unfreeze"):
+        trainer.fit(loaders.train, epochs=1)
+    with pytest.raises(SettingError, match="LBFGS"):
+        Trainer(trainer.model, torch.optim.LBFGS(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (lambda o: None, "must return a torch scheduler"),
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, "schedules.plateau"),
+        (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=12), 'every="batch"'),
+        (schedules.one_cycle(0.1, peak_epoch=9), "outside the run"),
+    ],
+)
+def test_a_refused_schedule_leaves_the_optimizer_alone(images, schedule, words):
+    trainer, loaders = make(images)
+    groups, attributes = repr(trainer.optimizer.state_dict()), set(vars(trainer.optimizer))
+    with pytest.raises(SettingError, match=words):
+        trainer.fit(loaders.train, epochs=2, schedule=schedule)
+    assert repr(trainer.optimizer.state_dict()) == groups and set(vars(trainer.optimizer)) == attributes
+
+
+# ---- the same run
+
+
+@pytest.mark.parametrize("other", ["loss", "weights of the loss", "data", "batches"])
+def test_another_run_is_refused_before_anything_changes(images, tmp_path, other):
+    batches = batches_of(images)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]))
+    first, _ = make(images, loss_fn=loss)
+    first.fit(batches, epochs=2, checkpoint=tmp_path / "c")
+    if other == "loss":
+        loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    elif other == "weights of the loss":
+        loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 4]))
+    elif other == "data":
+        batches = [(x * 3, y) for x, y in batches]
+    else:
+        batches = batches[:2]
+    second, _ = make(images, loss_fn=loss, ema=None)
+    before = weights(second), repr(second.optimizer.state_dict()), set(vars(second.optimizer))
+    with pytest.raises(OtherRunError, match=r"loss|loader"):
+        second.fit(batches, epochs=2, checkpoint=tmp_path / "c", schedule=schedules.one_cycle(0.1, peak_epoch=0.5))
+    after = weights(second), repr(second.optimizer.state_dict()), set(vars(second.optimizer))
+    assert equal(before[0], after[0]) and before[1:] == after[1:]
+
+
 # ---- callbacks and history
 
 
@@ -385,6 +522,14 @@ def test_a_misspelt_hook_is_an_error():
         class Wrong(Callback):
             def on_epoch_ends(self, run):
                 pass
+
+
+def test_early_stopping_needs_what_it_watches_before_training(images):
+    trainer, loaders = make(images, callbacks=[EarlyStopping()])
+    before = weights(trainer)
+    with pytest.raises(SettingError, match="validation loader"):
+        trainer.fit(loaders.train, epochs=2)
+    assert equal(before, weights(trainer))
 
 
 def test_early_stopping_and_logs(images, tmp_path, capsys):

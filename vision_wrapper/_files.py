@@ -52,10 +52,12 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise FileWriteError(
             error.errno,
-            f"Could not write {path} ({len(content):,} bytes): {error.strerror}. Free some room or choose another "
-            "folder; the file that was there before, if any, is unharmed",
+            f"Could not write {path} ({len(content):,} bytes): {error.strerror}. "
+            f"{'Free some room, or choose' if full else 'Choose'} another folder; the file that was there before, if "
+            "any, is unharmed",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -72,12 +74,25 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: PathLike) -> Any:
-    """The value in a JSON file. Raises `DataNotFoundError` or `DamagedFileError`."""
+def read_bytes(path: PathLike) -> bytes:
+    """A file's content. Raises `DataNotFoundError` where it is not there, is a folder, or may not be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataNotFoundError(f"There is no file {path}.") from error
+    except IsADirectoryError as error:
+        inside = Path(path) / "best.safetensors"
+        hint = f"; the classifier in it is {inside}" if inside.exists() else ""
+        raise DataNotFoundError(f"{path} is a folder, a file was expected{hint}.") from error
+    except OSError as error:
+        raise DataNotFoundError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def read_json(path: PathLike) -> Any:
+    """The value in a JSON file. Raises `DataNotFoundError` or `DamagedFileError`."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not readable as JSON: {error}.") from error
 
@@ -145,10 +160,7 @@ def read_tensors(path: PathLike, kind: str) -> tuple[Any, dict[str, str]]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        blob = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"There is no file {path}.") from error
+    blob = read_bytes(path)
     header = _read_header(path, blob)
     if header.get("vision_wrapper") != kind:
         raise DamagedFileError(f"{path} is no {kind} of vision_wrapper (it says: {header.get('vision_wrapper')!r}).")

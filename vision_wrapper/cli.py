@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -25,6 +26,7 @@ SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeat for more."),
 ]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out files that are no images.")]
 RecipeArgument = Annotated[str, typer.Argument(help="A name that `recipes` lists.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -38,13 +40,17 @@ def train(
     set_: SetOption = None,
     out: Annotated[Optional[Path], typer.Option(help="The run folder.")] = None,  # noqa: UP045
     root: RootOption = "data",
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Train a recipe and write a run folder; alone, the quick start on digits, offline."""
     from vision_wrapper import recipes
     from vision_wrapper.trainer import EpochLog, ProgressBar
 
+    _check_recipe(recipe)
+    settings = _settings(data, epochs, seed, set_)
     bar = ProgressBar() if sys.stderr.isatty() else EpochLog()
-    result = recipes.run(recipe, data, root, out, callbacks=[bar], **_settings(epochs, seed, set_))
+    data = settings.pop("data", None)
+    result = recipes.run(recipe, data, root, out, callbacks=[bar], skip_unreadable=skip_unreadable, **settings)
     if result.predictions is None:
         command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
         typer.echo(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
@@ -71,9 +77,18 @@ def predict(
 ) -> None:
     """Say what is on images: file, class and probability, separated by tabs."""
     from vision_wrapper import load_classifier
+    from vision_wrapper.errors import VisionWrapperError
 
-    for file, prediction in zip(files, load_classifier(model).predict(list(files)), strict=False):
-        typer.echo(f"{file}\t{prediction.name}\t{prediction.probability:.4f}")
+    classifier, failed = load_classifier(model), 0
+    for file in files:
+        try:
+            (prediction,) = classifier.predict([file])
+            typer.echo(f"{file}\t{prediction.name}\t{prediction.probability:.4f}")
+        except VisionWrapperError as error:
+            failed += 1
+            typer.echo(f"error: {error}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -102,7 +117,11 @@ def find_lr(
     from vision_wrapper import recipes, viz
     from vision_wrapper._files import write_bytes
 
-    curve = recipes.find_lr(recipe, data, root, **_settings(None, seed, set_))
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--out is a picture .png, got {out}.")
+    _check_recipe(recipe)
+    settings = _settings(data, None, seed, set_)
+    curve = recipes.find_lr(recipe, settings.pop("data", None), root, **settings)
     typer.echo(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
     typer.echo(curve.reason)
     write_bytes(out, viz.plot_lr_curve(curve).to_png())
@@ -143,8 +162,19 @@ def report(run: RunArgument) -> None:
     typer.echo(f"report: {run_report.write(run)}")
 
 
-def _settings(epochs: int | None, seed: int | None, assignments: list[str] | None) -> dict[str, Any]:
+def _check_recipe(name: str) -> None:
+    from vision_wrapper.data import DATASETS
+    from vision_wrapper.recipes import RECIPES
+
+    if name not in RECIPES and (name in DATASETS or Path(name).is_dir()):
+        raise typer.BadParameter(f"{name} is data, not a recipe: train RECIPE --data {name}.")
+
+
+def _settings(data: str | None, epochs: int | None, seed: int | None, assignments: list[str] | None) -> dict[str, Any]:
     """FIELD=VALUE, where a value is JSON or else a plain text, and the options that have a name of their own."""
+    from vision_wrapper._lookup import check_names
+    from vision_wrapper.recipes import Recipe
+
     settings: dict[str, Any] = {}
     for assignment in assignments or []:
         name, equals, value = assignment.partition("=")
@@ -154,10 +184,12 @@ def _settings(epochs: int | None, seed: int | None, assignments: list[str] | Non
             settings[name] = json.loads(value)
         except ValueError:
             settings[name] = value
-    if epochs is not None:
-        settings["epochs"] = epochs
-    if seed is not None:
-        settings["seed"] = seed
+    check_names("setting of a recipe", settings, [field.name for field in dataclasses.fields(Recipe)])
+    for name, value in (("data", data), ("epochs", epochs), ("seed", seed)):
+        if value is not None:
+            if name in settings:
+                raise typer.BadParameter(f"{name} is given twice: --{name} {value} and --set {name}={settings[name]}.")
+            settings[name] = value
     return settings
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper._seeding import SampleRandom
-from vision_wrapper.errors import DataError, MissingPackageError, SettingError
+from vision_wrapper.errors import DataError, MissingPackageError, SettingError, VisionWrapperError
 
 if TYPE_CHECKING:
     import albumentations
@@ -257,7 +257,15 @@ class Augmenter:
         if self._apply is None:
             return image
         self._random.move_to(epoch, index)
-        return self._apply(image)
+        try:
+            return self._apply(image)
+        except VisionWrapperError:
+            raise
+        except Exception as error:  # whatever a user's augmentation, or a library's, may raise
+            raise DataError(
+                f"The augmentation {self.description} failed on image {index} of shape {image.shape}: {error} It is "
+                "given raw uint8 images."
+            ) from error
 
     def _compiled(
         self, augment: Any, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
@@ -273,7 +281,9 @@ class Augmenter:
             _check_fills(augment)
             return _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
         if callable(augment):
-            return _GlobalRandomness(augment, self._random, wants_pil=_comes_from(augment, "torchvision"))
+            parts = [augment, *getattr(augment, "children", tuple)()]  # of a Sequential
+            wants_pil = any(_comes_from(part, "torchvision") for part in parts)
+            return _GlobalRandomness(augment, self._random, wants_pil)
         raise SettingError(
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."

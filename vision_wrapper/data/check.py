@@ -26,6 +26,7 @@ MEAN_TOLERANCE, STD_TOLERANCE = 0.1, 1.5  # of pixels in [0, 1]; ImageNet's stat
 DRAWS = 16  # looks of one image by each worker; with a flip alone two workers agree by chance once in 65,536
 NEAR = 0.975  # correlation of two thumbnails; of CIFAR-10's cars, what lies above is the same picture again
 FLAT = 8.0  # of 255: deviation of a thumbnail below which every image is like every other
+BATCH_OF_ONE = "A batch of one image cannot train a network with batch norm; use another batch_size, or drop_last=True."
 _BLOCK = 2048  # thumbnails compared at once
 
 
@@ -48,7 +49,7 @@ class Finding:
     indices: tuple[int, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.fix}"
+        return f"{self.message} {self.fix}".rstrip()
 
 
 class Findings(tuple[Finding, ...]):
@@ -395,8 +396,7 @@ def check_batch(
         yield Finding("lengths", "error", message, "Pair each input with its target.")
         return
     if len(inputs) == 1 and has_batch_norm(model):
-        message = "A batch of one image cannot train a network with batch norm."
-        yield Finding("batch_of_one", "error", message, "Use a larger batch_size.")
+        yield Finding("batch_of_one", "error", BATCH_OF_ONE, "")
     yield from check_values(inputs)
     yield from check_model(model, inputs[:2], targets, classes, wants_logits)
 
@@ -410,16 +410,36 @@ def check_model(
         try:
             logits = model(inputs).float()
         except (RuntimeError, ValueError) as error:
-            yield Finding(
-                "input_shape",
-                "error",
-                f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error}",
-                "For images, compare its in_channels with the loader's channels.",
-            )
+            yield does_not_take(model, inputs, error)
             return
-    if logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+    if logits.ndim != 2:
+        return
+    if wants_logits and not _fit_cross_entropy(targets, logits.shape[1]):
+        yield Finding(
+            "target_type",
+            "error",
+            f"Cross-entropy takes int64 targets (N,), or probabilities (N, {logits.shape[1]}); got {targets.dtype} of "
+            f"shape {tuple(targets.shape)}.",
+            "For classes, use targets.long().flatten().",
+        )
+    elif targets.ndim == 1 and not targets.is_floating_point():
         yield from check_targets(targets, logits.shape[1])
         yield from check_outputs(logits, classes, wants_logits)
+
+
+def _fit_cross_entropy(targets: Tensor, outputs: int) -> bool:
+    classes = targets.ndim == 1 and targets.dtype in (torch.int64, torch.uint8)
+    return classes or (targets.is_floating_point() and tuple(targets.shape[1:]) == (outputs,))
+
+
+def does_not_take(model: nn.Module, inputs: Tensor, error: Exception) -> Finding:
+    """The finding for a forward pass that failed."""
+    return Finding(
+        "input_shape",
+        "error",
+        f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error}",
+        "For images, compare its in_channels with the loader's channels.",
+    )
 
 
 def check_targets(targets: Tensor, outputs: int) -> Iterator[Finding]:

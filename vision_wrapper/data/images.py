@@ -29,7 +29,9 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
                 raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
             return from_pil(image, channels)
     except FileNotFoundError as error:
-        raise DataNotFoundError(f"There is no image file {path}; was it moved after the folder was listed?") from error
+        raise DataNotFoundError(
+            f"There is no image file {path}. If it was there, it has been moved or removed."
+        ) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     except (EOFError, IndexError, TypeError, KeyError, ArithmeticError) as error:
@@ -38,8 +40,8 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
 
 def _unreadable(path: str | Path, error: BaseException) -> DataError:
     return DataError(
-        f"{path} cannot be decoded as an image ({error}). Repair or remove it, or load the folder with "
-        "skip_unreadable=True."
+        f"{path} cannot be decoded as an image ({error}). Repair or remove it; of a folder, skip_unreadable=True "
+        "(--skip-unreadable) leaves such files out."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,10 +19,11 @@ from vision_wrapper.data.augment import Augmentation, Augmenter
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
 from vision_wrapper.data.stats import mean_and_std
-from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 
 DEFAULT_PHOTO_SIZE = (224, 224)  # pixels; ImageNet's, for folders whose images differ in size
 _PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of its images
+_FINGERPRINTED = 16  # images
 _MAX_WORKERS = 8  # more only pays on machines whose owner will say so
 
 
@@ -111,6 +113,7 @@ class Loader:
         """What makes a run over this loader the same run again (plain values)."""
         return {
             "samples": len(self.split),
+            "content": self._fingerprint(),
             "classes": list(self.classes),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
@@ -122,6 +125,13 @@ class Loader:
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
         }
+
+    def _fingerprint(self) -> str:
+        """Of the labels and of a few images: enough to tell two data sets apart, and quick."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.split.labels).tobytes(), digest_size=8)
+        for index in np.linspace(0, len(self.split) - 1, _FINGERPRINTED).astype(int):
+            digest.update(self.split[int(index)][0].tobytes())
+        return digest.hexdigest()
 
 
 class Loaders(NamedTuple):
@@ -161,6 +171,19 @@ class _Samples:
         return self.preprocess.resize(self.augmenter(image, epoch, index))
 
 
+class _Returning:
+    """Returns the library's errors, which torch would raise anew as a page of traceback."""
+
+    def __init__(self, samples: _Samples):
+        self.samples = samples
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor] | Exception:
+        try:
+            return self.samples[request]
+        except VisionWrapperError as error:
+            return error
+
+
 class _Workers:
     """Processes that live as long as the loader, and are given each epoch's batches in turn."""
 
@@ -169,7 +192,7 @@ class _Workers:
         self.busy = False
         with preserve_random_states():
             self._loader = torch.utils.data.DataLoader(
-                samples,  # type: ignore[arg-type]
+                _Returning(samples),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=self._requests,
                 num_workers=count,
@@ -181,7 +204,10 @@ class _Workers:
         try:
             with preserve_random_states():  # torch draws a base seed for its workers; ours need none
                 batches = iter(self._loader)
-            yield from batches
+            for batch in batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
         finally:
             self.busy = False  # also when the pass is left before its end
 
@@ -238,9 +264,11 @@ def make_loaders(
         SettingError: a value that cannot be.
         DataError: an unreadable image, or an augmentation that does not return a uint8 image.
     """
+    if not isinstance(data, ImageData):
+        raise SettingError(f"make_loaders takes what data.load or data.from_arrays returns, got {data!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SettingError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
-    if not 0 <= val_fraction < 1:
+    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
         raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
     if preprocess is not None and size is not None:
         raise SettingError("size and preprocess both give the size of the input; pass one of them.")

@@ -30,8 +30,8 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __post_init__(self):
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(s) for s in self.size)
-        if len(size) != 2 or min(size) < 1:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side >= 1 for side in size):
             raise SettingError(f"size must be (height, width) in pixels, got {self.size!r}.")
         mean, std = (tuple(float(v) for v in values) for values in (self.mean, self.std))
         if len(mean) != self.channels or len(std) != self.channels:
@@ -43,7 +43,7 @@ class Preprocess:
                 f"mean and std are of pixels in [0, 1], got {mean} and {std}. A standard deviation of 0 means that all "
                 "pixels are equal."
             )
-        for name, value in (("size", size), ("mean", mean), ("std", std)):
+        for name, value in (("size", tuple(map(int, size))), ("mean", mean), ("std", std)):
             object.__setattr__(self, name, value)
 
     def resize(self, image: np.ndarray) -> np.ndarray:

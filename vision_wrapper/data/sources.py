@@ -24,6 +24,7 @@ class Split(Protocol):
 
     labels: np.ndarray  # int64 (N,)
     channels: int
+    classes: tuple[str, ...]  # the names of the labels; () where there are none
 
     def __len__(self) -> int: ...
 
@@ -37,8 +38,8 @@ class Split(Protocol):
 class ArraySplit:
     """A split in memory. Grey images are shown as RGB where `channels` is 3, and stored once."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, channels: int):
-        self.images, self.labels, self.channels = images, labels, channels
+    def __init__(self, images: np.ndarray, labels: np.ndarray, channels: int, classes: Sequence[str] = ()):
+        self.images, self.labels, self.channels, self.classes = images, labels, channels, tuple(classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,8 +58,8 @@ class ArraySplit:
 class FolderSplit:
     """A split of image files, decoded when they are asked for."""
 
-    def __init__(self, paths: Sequence[str], labels: np.ndarray, channels: int):
-        self.paths, self.labels, self.channels = list(paths), labels, channels
+    def __init__(self, paths: Sequence[str], labels: np.ndarray, channels: int, classes: Sequence[str] = ()):
+        self.paths, self.labels, self.channels, self.classes = list(paths), labels, channels, tuple(classes)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,7 +77,7 @@ class Subset:
 
     def __init__(self, split: Split, indices: np.ndarray):
         self.split, self.indices = split, np.asarray(indices)
-        self.labels, self.channels = split.labels[self.indices], split.channels
+        self.labels, self.channels, self.classes = split.labels[self.indices], split.channels, split.classes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -155,6 +156,8 @@ def load(
         DataNotFoundError: the folder does not exist, or a download failed.
         DataError: the folder is empty, has one class, a class in test that train lacks, or unreadable images.
     """
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise SettingError(f"load takes the name of a data set or the path of a folder, got {name!r}.")
     if channels not in (1, 3):
         raise SettingError(f"channels must be 3 (RGB) or 1 (grey), got {channels!r}.")
     if isinstance(name, str) and name in DATASETS:
@@ -184,8 +187,8 @@ def _load_named(name: str, root: Path, channels: int) -> ImageData:
         data = source.load(root, channels)
     except (URLError, OSError, RuntimeError) as error:
         raise DataNotFoundError(
-            f"{name} is not in {root.resolve()} and could not be downloaded: {error}. Connect to the network once, or "
-            'copy the data set there. "digits" needs no network: data.load("digits").'
+            f"{name} is not in {root.resolve()} and could not be downloaded: {str(error).splitlines()[0]} Connect to "
+            'the network once, or copy the data set there. "digits" needs no network: data.load("digits").'
         ) from error
     known = channels == 3 or len(source.mean) == 1
     repeat = channels if len(source.mean) == 1 else 1
@@ -221,20 +224,29 @@ def from_arrays(
     Raises:
         DataError: other shapes or types, labels that do not fit, fewer than two classes.
     """
-    if classes is None:
-        classes = [str(i) for i in range(int(np.max(np.asarray(train[1]), initial=0)) + 1)]
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise DataError(f"classes must be at least two different names, got {list(classes)[:5]!r}.")
+    if classes is not None and (not isinstance(classes, Sequence) or len(set(map(str, classes))) != len(classes)):
+        raise DataError(f"classes must be a sequence of different names, got {classes!r}.")
     splits = {}
     for split_name, pair in (("train", train), ("test", test), ("val", val)):
-        splits[split_name] = None if pair is None else _array_split(split_name, pair, len(classes), channels)
+        splits[split_name] = None if pair is None else _array_split(split_name, pair, channels)
+    if classes is None:
+        classes = [str(i) for i in range(int(splits["train"].labels.max()) + 1)]
+    if len(classes) < 2:
+        raise DataError(f"There must be at least two classes, got {list(classes)!r}.")
     found = {split_name: split.images.shape[-1] for split_name, split in splits.items() if split is not None}
     if len(set(found.values())) > 1:
-        raise DataError(f"The splits must have images of the same number of channels, got {found}.")
+        raise DataError(
+            f"The splits must have images (N, H, W, C) of the same number of channels, got {found}. For (N, C, H, W): "
+            "images.transpose(0, 2, 3, 1)."
+        )
+    for split_name, split in splits.items():
+        if split is not None:
+            _check_labels(split_name, split.labels, len(classes))
+            split.classes = tuple(map(str, classes))
     return ImageData(name, splits["train"], splits["test"], tuple(map(str, classes)), val=splits["val"])
 
 
-def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: int, channels: int | None) -> ArraySplit:
+def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], channels: int | None) -> ArraySplit:
     try:
         images, labels = (np.asarray(part) for part in pair)
     except (TypeError, ValueError) as error:
@@ -260,12 +272,16 @@ def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], num_classes: in
             f"{name} labels must be whole numbers of shape ({len(images)},), got {labels.dtype} of shape "
             f"{labels.shape}."
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
-        raise DataError(
-            f"{name} labels must be in 0..{num_classes - 1} for {num_classes} classes; label {bad} is {labels[bad]}."
-        )
     return ArraySplit(images, labels.astype(np.int64), channels)
+
+
+def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise DataError(
+            f"{name} labels must be in 0..{num_classes - 1} for {num_classes} classes; label {outside[0]} is "
+            f"{labels[outside[0]]}."
+        )
 
 
 def leave_out(
@@ -361,7 +377,7 @@ def _list_folder(
         labels += [label] * len(files)
     if not paths:
         raise DataError(f"{folder} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return FolderSplit(paths, np.asarray(labels, dtype=np.int64), channels)
+    return FolderSplit(paths, np.asarray(labels, dtype=np.int64), channels, classes)
 
 
 def _readable(files: Sequence[str]) -> list[str]:
@@ -376,11 +392,16 @@ def _readable(files: Sequence[str]) -> list[str]:
     return readable
 
 
-def _image_files(folder: Path) -> Iterator[str]:
+def _image_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Images in a folder and in those below it; hidden ones and links to a folder above are passed over."""
+    above = (*above, os.path.realpath(folder))
     for entry in os.scandir(folder):
+        if entry.name.startswith("."):  # such as the copies in .ipynb_checkpoints
+            continue
         if entry.is_dir():
-            yield from _image_files(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
+            if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                yield from _image_files(Path(entry.path), above)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             yield entry.path
 
 
@@ -409,7 +430,7 @@ def stratified_split(
 
     Raises `DataError` for a class with a single image, `SettingError` for a fraction outside (0, 1).
     """
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise SettingError(f"The held-out fraction must be between 0 and 1, got {fraction!r}.")
     random = np.random.default_rng([seed, 0x5917])  # a stream of its own
     held_out = []
@@ -437,7 +458,7 @@ def _load_digits(root: Path, channels: int) -> ImageData:
     classes = tuple(str(digit) for digit in range(10))
     # The split is part of the data set: it does not follow the run's seed.
     rest, held_out = stratified_split(labels, fraction=0.2, seed=0, classes=classes)
-    train, test = (ArraySplit(images[part][..., None], labels[part], channels) for part in (rest, held_out))
+    train, test = (ArraySplit(images[part][..., None], labels[part], channels, classes) for part in (rest, held_out))
     return ImageData("digits", train, test, classes)
 
 
@@ -454,8 +475,8 @@ def _torchvision_data(class_name: str, classes: tuple[str, ...] | None = None) -
                 images = images[..., None]
             if images.shape[-1] == 3 and channels == 1:
                 images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
-            splits.append(ArraySplit(images, labels, channels))
             names = tuple(classes or dataset.classes)
+            splits.append(ArraySplit(images, labels, channels, names))
         return ImageData(class_name, splits[0], splits[1], names)
 
     return load_it

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, image_size
-from vision_wrapper.errors import DataError
+from vision_wrapper.errors import DataError, SettingError
 
 _CHUNK = 500  # images at a time: what memory is bounded by (75 MB at 224x224)
 _LARGE = 100_000  # pixels
@@ -61,6 +61,8 @@ def stats(data: ImageData) -> Stats:
     Mean and standard deviation are of all training pixels; sums are of whole numbers, so nothing is rounded on the way.
     Raises `DataError` for an image that cannot be read.
     """
+    if not isinstance(data, ImageData):
+        raise SettingError(f"stats takes what data.load or data.from_arrays returns, got {data!r}.")
     totals = {name: _totals(split) for name, split in data.splits()}
     counts = {
         name: tuple(int(n) for n in np.bincount(split.labels, minlength=len(data.classes)))

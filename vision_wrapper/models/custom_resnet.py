@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models.layers import NORMS, NormLayer, check_classes_and_channels
 
+SMALLEST = 8  # pixels: three times halved
+
 
 class CustomResNet(nn.Module):
-    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 8.
+    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 8, or 16 for norm="instance".
 
     At 32x32 and with the default widths: prep 64x32x32; layer 1 128x16x16 with a residual; layer 2 256x8x8; layer 3
     512x4x4 with a residual; pooling to 512x1x1; linear. 6,573,130 parameters, 6,575,370 with convolution bias.
@@ -82,6 +84,10 @@ class CustomResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
+        if min(x.shape[2:]) < SMALLEST:
+            raise SettingError(
+                f"CustomResNet needs images of at least {SMALLEST}x{SMALLEST}, got {tuple(x.shape[2:])}."
+            )
         x = self.prep(x)
         x = self.layer3(self.layer2(self.layer1(x)))
         x = self.pool(x).flatten(1)  # (N, widths[3])

@@ -27,8 +27,8 @@ def summary(model: nn.Module, input_size: Sequence[int] = (3, 32, 32)) -> ModelS
     Raises:
         SettingError: the model does not take an image of that size.
     """
-    if len(input_size) == 4:
-        raise SettingError(f"input_size is that of one image, (C, H, W), without the batch; got {tuple(input_size)}.")
+    if not isinstance(input_size, Sequence) or len(input_size) == 4:
+        raise SettingError(f"input_size is that of one image, (C, H, W), without the batch; got {input_size!r}.")
     parameter = next(model.parameters(), torch.zeros(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     # Zeros and not torchinfo's input_size=, which would advance the random state.

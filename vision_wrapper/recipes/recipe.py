@@ -116,6 +116,11 @@ class Recipe:
         if self.find_lr and (self.schedule is None or "max_lr" not in _parameters(SCHEDULES[self.schedule])):
             raise SettingError(f"find_lr=True sets the schedule's max_lr, which {self.schedule!r} does not have.")
 
+        if not isinstance(self.name, str) or not self.name.strip() or set(self.name) & set("/\\"):
+            raise SettingError(f"name must be a text that can be a folder's name, got {self.name!r}.")
+        if not (self.expected is None or isinstance(self.expected, Expected)):
+            raise SettingError(f"expected is measured, not set; got {self.expected!r}.")
+
     def _check_numbers(self) -> None:
         least_one, share = (lambda v: v >= 1), (lambda v: 0 <= v < 1)
         rules = {

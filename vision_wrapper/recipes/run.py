@@ -26,7 +26,7 @@ from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loaders
-from vision_wrapper.errors import OtherRunError, SettingError, VisionWrapperError
+from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.table import RECIPES
@@ -58,6 +58,7 @@ def run(
     *,
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
+    skip_unreadable: bool = False,
     **settings: Any,
 ) -> Result:
     """Train a recipe, and write a run folder.
@@ -71,6 +72,7 @@ def run(
         out: the run folder; None is `runs/RECIPE-DATE-TIME`, or the newest one there of the same run that did not end.
         callbacks: as of `Trainer`.
         device: as of `Trainer`.
+        skip_unreadable: leave out image files that cannot be decoded, with a warning.
         settings: fields of the recipe to change, such as `epochs=5` or `seed=1`.
 
     Raises:
@@ -81,13 +83,13 @@ def run(
     """
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
     source = plan.data if data is None else data
-    name = source.name if isinstance(source, ImageData) else str(source)
-    images, loaders = _load(plan, source, root)
-    identity = json.loads(json.dumps({"recipe": plan.as_dict(), "data": name, "root": str(root)}))  # as it is read back
+    images, loaders = _load(plan, source, root, skip_unreadable)
+    image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
+    identity = _identity(plan, source, root, skip_unreadable)
     unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
     folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
     made = _open_run_folder(folder, identity)
-    if (folder / "report.html").exists():
+    if _is_finished(folder):
         return _finished_run(plan, folder, loaders)
     try:
         with exclusive(folder / ".lock"), preserve_random_states():
@@ -95,7 +97,7 @@ def run(
             return _train(plan, images, loaders, folder, callbacks, device)
     except VisionWrapperError:
         if made and not (folder / "last.ckpt").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: nothing half-made stays
+            _empty(folder)  # nothing was trained: nothing half-made stays
         raise
 
 
@@ -134,6 +136,7 @@ def _train(
         best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
     _write_results(folder, images, model, history, predictions, curve)
     report.write(folder)
+    (folder / ".lock").unlink(missing_ok=True)
     return Result(plan, history, predictions, folder)
 
 
@@ -244,10 +247,10 @@ def find_lr(
         return Trainer(model, plan.build_optimizer(model), loss, precision=plan.precision).find_lr(loaders.train)
 
 
-def _load(plan: Recipe, source: Any, root: Any) -> tuple[ImageData, Loaders]:
+def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> tuple[ImageData, Loaders]:
     images = source
     if not isinstance(source, ImageData):
-        images = image_data.load(source, root, channels=plan.channels, seed=plan.seed)
+        images = image_data.load(source, root, channels=plan.channels, seed=plan.seed, skip_unreadable=skip_unreadable)
     loaders = image_data.make_loaders(
         images, plan.augment, plan.batch_size, val_fraction=plan.val_fraction, drop_last=plan.drop_last, seed=plan.seed
     )
@@ -255,6 +258,17 @@ def _load(plan: Recipe, source: Any, root: Any) -> tuple[ImageData, Loaders]:
 
 
 # ---- run folders
+
+
+def _identity(plan: Recipe, source: Any, root: Any, skip_unreadable: bool) -> dict[str, Any]:
+    """What makes a run the same run; folders by their whole path, so that the run is found from elsewhere too."""
+    name = source.name if isinstance(source, ImageData) else str(source)
+    if name not in image_data.DATASETS and not isinstance(source, ImageData):
+        name = os.path.abspath(name)
+    identity = {"recipe": plan.as_dict(), "data": name, "root": os.path.abspath(root)}
+    if skip_unreadable:
+        identity["skip_unreadable"] = True
+    return json.loads(json.dumps(identity))  # as it is read back
 
 
 def _new_folder(recipe_name: str) -> Path:
@@ -267,7 +281,7 @@ def _unfinished_run(identity: dict[str, Any]) -> Path | None:
     """The newest run under runs/ that was the same and did not end, so that the same command again goes on."""
     folders = Path("runs").glob(f"{glob.escape(identity['recipe']['name'])}-*/")
     for folder in sorted(folders, reverse=True):
-        if (folder / "recipe.json").exists() and not (folder / "report.html").exists():
+        if (folder / "recipe.json").exists() and not _is_finished(folder):
             with contextlib.suppress(VisionWrapperError):  # a damaged one is not it
                 if not _differences(read_json(folder / "recipe.json"), identity):
                     return folder
@@ -285,10 +299,15 @@ def _open_run_folder(folder: Path, identity: dict[str, Any]) -> bool:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
+    if folder.exists():  # and empty; it may be a disk of its own, or where somebody stands
+        write_json(folder / "recipe.json", identity)
+        return True
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         write_json(temporary / "recipe.json", identity)
         os.replace(temporary, folder)
+    except OSError as error:
+        raise FileWriteError(error.errno, f"The run folder {folder} could not be made: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
@@ -304,6 +323,19 @@ def _differences(there: Any, here: dict[str, Any]) -> list[str]:
         for name, value in wanted.items()
         if kept.get(name) != value and name != "expected"
     ]
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if not entry.is_dir():
+            entry.unlink()
+    with contextlib.suppress(OSError):  # a mount point stays
+        folder.rmdir()
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether all that a run ends with is there; what is missing is made again from its last checkpoint."""
+    return all((folder / name).exists() for name in ("history.json", "predictions.npz", "report.html"))
 
 
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
@@ -332,7 +364,7 @@ def evaluate_run(folder: PathLike) -> Predictions:
     """The predictions of a run's best.safetensors on its test set, computed anew."""
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
-    images = image_data.load(identity["data"], identity["root"], channels=plan.channels, seed=plan.seed)
+    images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
     trainer = Trainer(classifier.model, plan.build_optimizer(classifier.model), precision=plan.precision)
     return trainer.predict(loaders.test)

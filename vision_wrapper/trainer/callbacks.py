@@ -32,6 +32,7 @@ class Run:
         samples: of this epoch so far.
         total: samples of a whole training epoch, once one has ended.
         history: rows of the finished epochs.
+        validates: whether fit has a validation loader.
         stop: set it to a reason, and the run ends after this epoch.
     """
 
@@ -43,6 +44,7 @@ class Run:
     samples: int = 0
     total: int = 0
     history: History = field(default_factory=History)
+    validates: bool = False
     stop: str | None = None
 
 
@@ -91,7 +93,9 @@ def epoch_line(run: Run) -> str:
     if row["train_accuracy"] is not None:
         parts.append(f"accuracy {row['train_accuracy']:.2%} ({round(row['train_accuracy'] * run.total)}/{run.total})")
     if row["val_loss"] is not None:
-        parts += [f"val loss {row['val_loss']:.4f}", f"accuracy {row['val_accuracy']:.2%}"]
+        parts.append(f"val loss {row['val_loss']:.4f}")
+    if row["val_accuracy"] is not None:
+        parts.append(f"accuracy {row['val_accuracy']:.2%}")
     parts += [f"lr {row['lr']:.3g}", f"{row['seconds']:.1f} s"]
     return "  ".join(parts)
 
@@ -175,6 +179,8 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Begin anew, unless the run goes on."""
+        if self.monitor.startswith("val_") and not run.validates:
+            raise SettingError(f"EarlyStopping watches {self.monitor}: give fit a validation loader.")
         if run.epoch == 0 and run.batch == 0:
             self.best, self.waited = -math.inf, 0
 
@@ -182,7 +188,7 @@ class EarlyStopping(Callback):
         """Compare, count, and stop."""
         value = run.history[-1][self.monitor]
         if value is None:
-            raise SettingError(f"EarlyStopping watches {self.monitor}, but fit has no validation loader.")
+            raise SettingError(f"EarlyStopping watches {self.monitor}, which targets that are no classes do not have.")
         score = -value if self.monitor.endswith("loss") else value
         if score > self.best + self.min_delta:
             self.best, self.waited = score, 0

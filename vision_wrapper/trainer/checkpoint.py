@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from vision_wrapper._files import PathLike, read_tensors, write_tensors
 from vision_wrapper._state import random_states, set_random_states
+from vision_wrapper.data import Loader
 from vision_wrapper.errors import OtherModelError, OtherRunError
 from vision_wrapper.models.weights import check_fits
+from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.history import History
 
 if TYPE_CHECKING:
@@ -26,7 +31,8 @@ def save(trainer: Trainer, path: PathLike) -> None:
 def load(trainer: Trainer, path: PathLike) -> None:
     """Put the trainer's own state back."""
     state, _ = read_tensors(path, KIND)
-    _restore_trainer(trainer, state, path)
+    _check_trainer(trainer, state, path)
+    _restore_trainer(trainer, state)
     set_random_states(state["random"])
 
 
@@ -36,7 +42,7 @@ def write(trainer: Trainer, run: _Fit) -> None:
         return
     trainer._read_losses(run)
     position = {
-        "settings": _comparable(run.settings),
+        "settings": run.settings,
         "first_epoch": run.first_epoch,
         "epoch": run.epoch,
         "batch": run.batch,
@@ -58,17 +64,27 @@ def write(trainer: Trainer, run: _Fit) -> None:
     write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), "run": position})
 
 
-def resume(trainer: Trainer, run: _Fit) -> None:
-    """Put a run where its checkpoint left it. Raises `OtherRunError` where settings differ."""
-    assert run.checkpoint is not None
+def read(trainer: Trainer, run: _Fit) -> dict[str, Any] | None:
+    """What the run's checkpoint holds, or None where there is none; nothing is changed.
+
+    Raises `OtherRunError` where settings differ, `OtherModelError` where the weights do not fit.
+    """
+    if run.checkpoint is None or not run.checkpoint.exists():
+        return None
     state, _ = read_tensors(run.checkpoint, KIND)
-    position = state["run"]
-    if position is None:
+    if state["run"] is None:
         raise OtherRunError(
             f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
         )
-    _check_same_run(run, position["settings"])
-    _restore_trainer(trainer, state, run.checkpoint)
+    _check_same_run(run, state["run"]["settings"])
+    _check_trainer(trainer, state, run.checkpoint)
+    return state
+
+
+def restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
+    """Put a run where the checkpoint that was read left it."""
+    position = state["run"]
+    _restore_trainer(trainer, state)
     for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates"):
         setattr(run, name, position[name])
     run.losses = [] if position["losses"] is None else list(position["losses"].to(trainer.device).unbind())
@@ -94,12 +110,15 @@ def _trainer_state(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _restore_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> None:
+def _check_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> None:
     check_fits(trainer.model.state_dict(), state["model"], str(path))
     groups = [len(group["params"]) for group in trainer.optimizer.param_groups]
     kept = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
     if groups != kept:
         raise OtherModelError(f"{path} has an optimizer with groups of {kept} parameters, this one has {groups}.")
+
+
+def _restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     if state["scaler"]:
@@ -107,14 +126,62 @@ def _restore_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) ->
     trainer.epochs_trained = state["epochs_trained"]
 
 
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "checked"}
+# ---- what makes a run the same run
+
+
+def describe(trainer: Trainer, run: _Fit) -> dict[str, Any]:
+    """Plain values that a checkpoint keeps, and that have to be the same when a run goes on."""
+    return {
+        "epochs": run.epochs,
+        "loader": _describe_loader(run),
+        "loss": _describe_loss(trainer.loss_fn),
+        "schedule": None if run.schedule is None else run.schedule.describe(),
+        "optimizer": {
+            "class": type(trainer.optimizer).__name__,
+            **{name: repr(value) for name, value in trainer.optimizer.defaults.items()},
+        },
+        "precision": trainer.precision,
+        "ema": trainer.ema,
+        "clip_norm": trainer.clip_norm,
+        "accumulate": trainer.accumulate,
+        "l1": trainer.l1,
+    }
+
+
+def _describe_loader(run: _Fit) -> dict[str, Any]:
+    if isinstance(run.loader, Loader):
+        return run.loader.describe()
+    described: dict[str, Any] = {"batches": run.batches, "batch_size": getattr(run.loader, "batch_size", None)}
+    if isinstance(run.loader, Sequence) and len(run.loader):
+        described["first_batch"] = fingerprint(*check_pair(run.loader[0]))
+    return described
+
+
+def _describe_loss(loss: Any) -> dict[str, Any]:
+    """A function by its name; a module by its class, its plain attributes and its tensors."""
+    if not isinstance(loss, nn.Module):
+        function, arguments = getattr(loss, "func", loss), getattr(loss, "keywords", {})  # of functools.partial
+        kind = function if hasattr(function, "__qualname__") else type(function)
+        return {"name": f"{kind.__module__}.{kind.__qualname__}", "arguments": repr(arguments)}
+    plain = {k: v for k, v in vars(loss).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
+    return {"name": type(loss).__qualname__, **plain, "tensors": fingerprint(*loss.state_dict().values())}
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A digest of values, shapes and types."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_same_run(run: _Fit, kept: dict[str, Any]) -> None:
-    now = _comparable(run.settings)
     differences = [
-        f"{name}: {kept.get(name)!r} there, {now[name]!r} here" for name in now if kept.get(name) != now[name]
+        f"{name}: {kept.get(name)!r} there, {value!r} here"
+        for name, value in run.settings.items()
+        if kept.get(name) != value
     ]
     if differences:
         raise OtherRunError(

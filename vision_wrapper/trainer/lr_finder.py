@@ -7,12 +7,12 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vision_wrapper._state import preserve_state
-from vision_wrapper.data import Loader
 from vision_wrapper.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve
     def useless(why: str) -> LRCurve:
         return LRCurve(lrs, losses, None, f"{why}{stopped}")
 
+    if not lrs:
+        return useless("The loss is not finite at the first rate: look at the data and at the loss.")
     if len(lrs) < LEAST_POINTS:
         return useless(f"Only {len(lrs)} points, at least {LEAST_POINTS} are needed: raise num_iter or lower start_lr.")
     first, last = math.ceil(SKIP_START * len(lrs)), len(lrs) - math.ceil(SKIP_END * len(lrs))
@@ -97,17 +99,15 @@ class _LossNotFinite(Exception):
 
 def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
     """The batches of epoch after epoch; a loader's own count of epochs stays."""
-    epoch = 0
-    while True:
-        if isinstance(loader, Loader):
-            loader.device = trainer.device
-        empty = True
-        for batch in loader.batches(epoch) if isinstance(loader, Loader) else loader:
-            empty = False
+    for epoch in count():
+        first = True
+        for batch in trainer._batches(loader, epoch):
+            if first and epoch == 0:
+                trainer._check_batch(batch, loader)
+            first = False
             yield batch
-        if empty:
+        if first:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
-        epoch += 1
 
 
 def _classes() -> tuple[Any, Any]:

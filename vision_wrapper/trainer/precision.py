@@ -13,12 +13,21 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The given device, or CUDA, else Apple's MPS, else the CPU."""
+    """The given device, or CUDA, else Apple's MPS, else the CPU. Raises `SettingError` for one that is not there."""
     if device is not None:
-        return torch.device(device)
+        return _checked(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _checked(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SettingError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

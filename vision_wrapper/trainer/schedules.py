@@ -74,6 +74,10 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         scheduler = function(optimizer)
+        if isinstance(scheduler, torch_schedulers.ReduceLROnPlateau):
+            raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
+        if not callable(getattr(scheduler, "step", None)):
+            raise SettingError(f"The schedule function {name} must return a torch scheduler, got {scheduler!r}.")
         length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", 0)
         if every == "epoch" and length >= epochs * steps_per_epoch > epochs:
             raise SettingError(

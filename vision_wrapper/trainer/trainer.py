@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,14 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._files import PathLike
-from vision_wrapper._state import preserve_mode, random_states, set_random_states
+from vision_wrapper._state import preserve_mode, preserve_random_states, random_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import check_batch, has_batch_norm, shuffles
-from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
+from vision_wrapper.data.check import BATCH_OF_ONE, check_batch, does_not_take, has_batch_norm, shuffles
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
+from vision_wrapper.trainer.checks import (
+    check_callbacks,
+    check_last_batch,
+    check_optimizer,
+    check_pair,
+    check_settings,
+    check_trainable,
+    not_finite,
+    out_of_memory,
+    position,
+)
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
@@ -66,6 +78,8 @@ class _Fit(Run):
     seconds: float = 0.0
     epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
     resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
+    refuses_one: bool = False  # a batch of one, because of batch norm
+    checked: bool = False  # the first batch of this fit
     in_step: bool = False
     interrupted: bool = False
 
@@ -115,19 +129,19 @@ class Trainer:
         channels_last: bool | None = None,
         deterministic: bool = False,
     ):
-        _check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1)
+        check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
         self.loss_fn = loss_fn or nn.functional.cross_entropy
         if isinstance(loss_fn, nn.Module):
             loss_fn.to(self.device)  # the weights of its classes
-        self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else list(callbacks)
+        self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else check_callbacks(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
         self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
         self.deterministic = deterministic
         self.epochs_trained = 0
-        _check_owner(model, optimizer)
+        check_optimizer(model, optimizer)
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -208,13 +222,11 @@ class Trainer:
         """
         run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
         run.checkpoint_seconds = checkpoint_seconds
-        if run.checkpoint is not None and run.checkpoint.exists():
-            checkpoints.resume(self, run)
-        if not self.model.training:
-            self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
-        self.optimizer.zero_grad(set_to_none=True)
+        kept = checkpoints.read(self, run)  # another run's is refused before anything is changed
+        self._check_validation(val_loader)
         try:
             with _stop_on_interrupt(run), _deterministic(self.deterministic):
+                self._begin(run, kept)
                 run.call("on_fit_start")
                 while run.epoch < run.epochs and run.stop is None:
                     self._train_epoch(run)
@@ -226,7 +238,11 @@ class Trainer:
         except KeyboardInterrupt:
             run.interrupted = True  # during validation: the checkpoint before it is whole
         except torch.OutOfMemoryError as error:
-            raise _out_of_memory(run) from error
+            raise out_of_memory(run.loader) from error
+        except IndexError as error:
+            if run.in_step and "out of bounds" in str(error):
+                raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
+            raise
         finally:
             run.call("on_fit_end")
             if self._average is not None:
@@ -235,6 +251,22 @@ class Trainer:
             _detach_scheduler(self.optimizer, run.scheduler)
         self.epochs_trained = run.first_epoch + run.epoch
         return run.history
+
+    def _begin(self, run: _Fit, kept: dict[str, Any] | None) -> None:
+        """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
+        if run.schedule is not None:
+            steps = math.ceil((run.batches or 1) / self.accumulate)
+            with _unchanged_on_error(self.optimizer):
+                run.scheduler = run.schedule.build(self.optimizer, run.epochs, steps)
+            # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
+            vars(self.optimizer)["_opt_called"] = True
+        if self.ema is not None:
+            self._average = WeightAverage(self.model, self.ema)
+        if kept is not None:
+            checkpoints.restore(self, run, kept)
+        if not self.model.training:
+            self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _train_epoch(self, run: _Fit) -> None:
         started = time.monotonic()
@@ -245,6 +277,8 @@ class Trainer:
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_step = True
         for inputs, targets in batches:
+            if run.refuses_one and len(targets) == 1:
+                raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
             window, update = _accumulation(run, self.accumulate)
             run.rates.append(self.optimizer.param_groups[0]["lr"])
@@ -252,7 +286,7 @@ class Trainer:
             run.losses.append(loss)
             run.sizes.append(len(targets))
             if run.correct is not None:
-                run.correct += _count_correct(logits, targets)
+                run.correct = _add_correct(run.correct, logits, targets)
             if update and every_batch:
                 run.scheduler.step()
             run.batch += 1
@@ -278,23 +312,32 @@ class Trainer:
             _reset_epoch(run, self.device)
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
-        if isinstance(loader, Loader):
-            loader.device = self.device
-            batches = loader.batches(epoch, run.batch)
-        else:
-            batches = iter(loader)
-            for _ in range(run.batch):
-                next(batches, None)
+        batches = self._batches(loader, epoch, run.batch)
         if run.resume_random is not None:
             set_random_states(run.resume_random)
             run.resume_random = None
-        if run.settings.pop("checked", None) is None:
+        if not run.checked:
+            run.checked = True
             first = next(batches, None)
-            run.settings["checked"] = True
             if first is None:
                 return iter(())
             self._check_batch(first, loader)
             batches = chain([first], batches)
+        return batches
+
+    def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from number `start` on; of any iterable, those before are passed over."""
+        if isinstance(loader, Loader):
+            loader.device = self.device
+            return loader.batches(epoch, start)
+        try:
+            batches = iter(loader)
+        except TypeError as error:
+            raise SettingError(
+                f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
+            ) from error
+        for _ in range(start):
+            next(batches, None)
         return batches
 
     def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
@@ -335,11 +378,11 @@ class Trainer:
         losses = torch.stack(run.losses).float().tolist() if run.losses else []
         for batch, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise _not_finite(run, batch, loss)
+                raise not_finite(run, batch, loss)
         return losses
 
     def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> _Fit:
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
             raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
         if schedule is not None and not isinstance(schedule, Schedule):
             if not callable(schedule):
@@ -352,38 +395,18 @@ class Trainer:
         batches = _length(train_loader)
         if batches == 0:
             raise DataError("The training loader is empty.")
-        _check_last_batch(self.model, train_loader)
+        check_trainable(self.model)
+        check_last_batch(self.model, train_loader)
         run = _Fit(
-            trainer=self, epochs=epochs, batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
+            trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
+            validates=val_loader is not None, refuses_one=has_batch_norm(self.model),
         )  # fmt: skip
-        if schedule is not None:
-            if batches is None and schedule.every == "batch":
-                raise SettingError(
-                    f"{schedule.name} needs to know how many batches an epoch has; give the loader a len()."
-                )
-            run.scheduler = schedule.build(self.optimizer, epochs, math.ceil((batches or 1) / self.accumulate))
-            # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
-            vars(self.optimizer)["_opt_called"] = True
+        if schedule is not None and batches is None and schedule.every == "batch":
+            raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
         run.hooks = {name: hooks_of(self.callbacks, name) for name in HOOKS}
-        run.settings = self._describe(run)
-        self._average = WeightAverage(self.model, self.ema) if self.ema is not None else None
+        run.settings = checkpoints.describe(self, run)
         return run
-
-    def _describe(self, run: _Fit) -> dict[str, Any]:
-        """What makes a run the same run: plain values that a checkpoint keeps and compares."""
-        defaults = {k: repr(v) for k, v in self.optimizer.defaults.items()}
-        return {
-            "epochs": run.epochs,
-            "loader": run.loader.describe() if isinstance(run.loader, Loader) else {"batches": run.batches},
-            "schedule": None if run.schedule is None else run.schedule.describe(),
-            "optimizer": {"class": type(self.optimizer).__name__, **defaults},
-            "precision": self.precision,
-            "ema": self.ema,
-            "clip_norm": self.clip_norm,
-            "accumulate": self.accumulate,
-            "l1": self.l1,
-        }
 
     def averaged(self) -> AbstractContextManager[None]:
         """During `fit(…)` with `ema`: a context in which the model holds the averaged weights; else nothing changes."""
@@ -397,12 +420,8 @@ class Trainer:
         correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=self.device)
         total = 0
         for logits, targets in self._forward_pass(loader):
-            loss_sum += self.loss_fn(logits, targets) * len(targets)
-            correct = (
-                None
-                if correct is None or not _are_classes(logits, targets)
-                else correct + _count_correct(logits, targets)
-            )
+            loss_sum += self._loss(logits, targets) * len(targets)
+            correct = None if correct is None else _add_correct(correct, logits, targets)
             total += len(targets)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
@@ -437,15 +456,27 @@ class Trainer:
         """(logits, targets) of each batch on the device, in eval mode, without gradients."""
         with preserve_mode(self.model):
             self.model.eval()
-            if isinstance(loader, Loader):
-                loader.device = self.device
-            for inputs, targets in loader.batches(0) if isinstance(loader, Loader) else loader:
-                inputs, targets = self._prepare(inputs, targets)
-                with torch.inference_mode(), self._autocast:
-                    logits = self._forward(inputs).float()
-                    if flip:
-                        logits = (logits + self._forward(inputs.flip(-1)).float()) / 2
+            for batch in self._batches(loader, 0):
+                inputs, targets = self._prepare(*check_pair(batch))
+                try:
+                    with torch.inference_mode(), self._autocast:
+                        logits = self._forward(inputs).float()
+                        if flip:
+                            logits = (logits + self._forward(inputs.flip(-1)).float()) / 2
+                except torch.OutOfMemoryError as error:
+                    raise out_of_memory(loader) from error
+                except (RuntimeError, ValueError) as error:
+                    raise DataError(str(does_not_take(self.model, inputs, error))) from error
                 yield logits, targets
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        try:
+            return self.loss_fn(logits, targets)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) "
+                f"failed: {error} Are there targets that are no class of the model?"
+            ) from error
 
     def _prepare(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """A batch on the device, in the memory format of the model."""
@@ -454,18 +485,26 @@ class Trainer:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets.to(self.device, non_blocking=True)
 
-    def _check_batch(self, batch: Any, loader: Any) -> None:
+    def _check_validation(self, loader: Any) -> None:
+        """The first batch of a validation loader, before training; iterators lose it, so they are not looked at."""
+        if loader is None or isinstance(loader, Iterator):
+            return
+        with preserve_random_states():
+            first = next(self._batches(loader, 0), None)
+        if first is not None:
+            self._check_batch(first, loader, training=False)
+
+    def _check_batch(self, batch: Any, loader: Any, training: bool = True) -> None:
         """Find out before the first step what would go wrong in it; nothing is changed."""
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(p, Tensor) for p in batch)):
-            raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {type(batch).__name__}.")
-        inputs, targets = self._prepare(*batch)
+        inputs, targets = self._prepare(*check_pair(batch))
         classes = len(loader.classes) if isinstance(loader, Loader) else None
         with self._autocast:
             findings = list(check_batch(self.model, inputs, targets, classes, self._uses_cross_entropy()))
         for finding in findings:
-            if finding.severity == "error":
+            if finding.severity == "error" and (training or finding.check != "batch_of_one"):
                 raise DataError(str(finding))
-            warnings.warn(str(finding), stacklevel=5)
+            if training and finding.severity == "warning":
+                warnings.warn(str(finding), stacklevel=5)
 
     def _uses_cross_entropy(self) -> bool:
         return self.loss_fn is nn.functional.cross_entropy or isinstance(self.loss_fn, nn.CrossEntropyLoss)
@@ -510,40 +549,7 @@ class Trainer:
         checkpoints.load(self, path)
 
 
-# ---- checks
-
-
-def _check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any) -> None:
-    if ema is not None and not 0 < ema < 1:
-        raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise SettingError(f"clip_norm must be positive, got {clip_norm!r}.")
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise SettingError(f"accumulate must be a whole number of at least 1, got {accumulate!r}.")
-    if not l1 >= 0:
-        raise SettingError(f"l1 must be at least 0, got {l1!r}.")
-
-
-def _check_owner(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    own = {id(p) for p in model.parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    foreign = sum(id(p) not in own for p in held)
-    if foreign:
-        what = "none of" if foreign == len(held) else f"only {len(held) - foreign} of {len(held)} from"
-        raise SettingError(
-            f"The optimizer holds {what} the model's parameters. Make it after the model, from model.parameters()."
-        )
-
-
-def _check_last_batch(model: nn.Module, loader: Any) -> None:
-    if not isinstance(loader, Loader) or not has_batch_norm(model):
-        return
-    last = len(loader.split) % loader.batch_size or loader.batch_size
-    if last == 1 and not loader.drop_last:
-        raise SettingError(
-            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
-            "norm cannot train on. Use drop_last=True or another batch size."
-        )
+# ---- small parts of the loop
 
 
 def _length(loader: Any) -> int | None:
@@ -551,9 +557,6 @@ def _length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-# ---- small parts of the loop
 
 
 def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
@@ -569,15 +572,11 @@ def _gradients_left(run: _Fit, accumulate: int) -> bool:
     return run.batches is None and run.batch % accumulate != 0
 
 
-def _are_classes(logits: Tensor, targets: Tensor) -> bool:
-    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-
-
-def _count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many of the batch are right, on the device; 0 where targets are not classes."""
-    if not _are_classes(logits, targets):
-        return torch.zeros((), dtype=torch.int64, device=logits.device)
-    return (logits.argmax(1) == targets).sum()
+def _add_correct(correct: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
+    """`correct` and how many of the batch are right, on the device; None where targets are not classes."""
+    if not (logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()):
+        return None
+    return correct + (logits.argmax(1) == targets).sum()
 
 
 def _reset_epoch(run: _Fit, device: torch.device) -> None:
@@ -592,6 +591,20 @@ def _move_state(optimizer: torch.optim.Optimizer) -> None:
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim > 0:
                 values[key] = value.to(parameter.device)
+
+
+@contextmanager
+def _unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """A scheduler changes the groups when it is made; one that is then refused must not have."""
+    groups = [dict(group) for group in optimizer.param_groups]
+    try:
+        yield
+    except BaseException:
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.clear()
+            group.update(before)
+        _detach_scheduler(optimizer, optimizer)
+        raise
 
 
 def _detach_scheduler(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
@@ -632,22 +645,3 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         if wanted:
             torch.use_deterministic_algorithms(before[0])
             torch.backends.cudnn.benchmark = before[1]
-
-
-def _not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
-    where = f"epoch {run.epoch + 1}, batch {batch + 1}, learning rate {float(run.rates[batch]):.3g}"
-    samples = ""
-    if isinstance(run.loader, Loader):
-        order = run.loader.order(run.first_epoch + run.epoch)
-        first = batch * run.loader.batch_size
-        samples = f" Its sample indices: {order[first : first + run.loader.batch_size].tolist()}."
-    return NonFiniteLossError(
-        f"The loss became {loss} in {where}. Lower the learning rate (find_lr helps) or set clip_norm; the last good "
-        f"checkpoint, if any, is unharmed.{samples}"
-    )
-
-
-def _out_of_memory(run: _Fit) -> DeviceMemoryError:
-    size = run.loader.batch_size if isinstance(run.loader, Loader) else None
-    advice = f"Try batch_size={max(1, size // 2)}" if size else "Try half the batch size"
-    return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")

@@ -45,7 +45,7 @@ def plot_samples(
     Args:
         split: such as `cifar.train`; of a whole data set, the training split, with its names.
         count: how many images.
-        classes: the names of the labels.
+        classes: the names of the labels; None is those that the split knows.
         per_class: in place of `count`: this many of each class, a row a class.
         columns: images in a row (without `per_class`).
         seed: of the choice; None is the one of `seed_everything`.
@@ -55,6 +55,7 @@ def plot_samples(
     """
     if hasattr(split, "train") and hasattr(split, "classes"):
         split, classes = split.train, classes or split.classes  # type: ignore[union-attr]
+    classes = classes or getattr(split, "classes", None)
     if count < 0 or columns < 1 or (per_class is not None and per_class < 0):
         raise SettingError(
             f"Expected count and per_class of at least 0, columns of at least 1; got {count}, {per_class}, {columns}."

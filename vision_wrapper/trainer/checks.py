@@ -1,0 +1,107 @@
+"""What a trainer refuses, in words, and the errors that name where training stood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vision_wrapper.data import Loader
+from vision_wrapper.data.check import has_batch_norm
+from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
+from vision_wrapper.trainer.callbacks import Callback
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import _Fit
+
+
+def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any) -> None:
+    """Raise `SettingError` for a number that cannot be."""
+    if ema is not None and not (_is_number(ema) and 0 < ema < 1):
+        raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
+    if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+        raise SettingError(f"clip_norm must be a positive number, got {clip_norm!r}.")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise SettingError(f"accumulate must be a whole number of at least 1, got {accumulate!r}.")
+    if not (_is_number(l1) and l1 >= 0):
+        raise SettingError(f"l1 must be a number of at least 0, got {l1!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> list[Callback]:
+    """The callbacks as a list of their own. Raises `SettingError` for anything else."""
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise SettingError(f"callbacks must be a list of trainer.Callback objects, got {callbacks!r}.")
+    return list(callbacks)
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `SettingError` for an optimizer that does not belong to the model, or that needs a closure."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise SettingError("LBFGS evaluates a batch several times a step, which this loop does not; use another one.")
+    own = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(p) not in own for p in held)
+    if foreign:
+        what = "none of" if foreign == len(held) else f"only {len(held) - foreign} of {len(held)} from"
+        raise SettingError(
+            f"The optimizer holds {what} the model's parameters. Make it after the model, from model.parameters()."
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise `SettingError` where every parameter is frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingError("Every parameter of the model is frozen: models.unfreeze(model) thaws it.")
+
+
+def check_last_batch(model: nn.Module, loader: Any) -> None:
+    """Raise `SettingError` where the last batch of an epoch has one image, and the model batch norm."""
+    if not isinstance(loader, Loader) or not has_batch_norm(model):
+        return
+    last = len(loader.split) % loader.batch_size or loader.batch_size
+    if last == 1 and not loader.drop_last:
+        raise SettingError(
+            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
+            "norm cannot train on. Use drop_last=True or another batch size."
+        )
+
+
+def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """The batch, which has to be (inputs, targets). Raises `DataError` for anything else."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    parts = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
+
+
+def position(run: _Fit) -> str:
+    """Where the run stands, counted from 1."""
+    return f"Epoch {run.epoch + 1}, batch {run.batch + 1}"
+
+
+def not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
+    """The error for a loss of NaN or infinity in batch number `batch` of this epoch."""
+    where = f"epoch {run.epoch + 1}, batch {batch + 1}, learning rate {float(run.rates[batch]):.3g}"
+    samples = ""
+    if isinstance(run.loader, Loader):
+        order = run.loader.order(run.first_epoch + run.epoch)
+        first = batch * run.loader.batch_size
+        samples = f" Its sample indices: {order[first : first + run.loader.batch_size].tolist()}."
+    return NonFiniteLossError(
+        f"The loss became {loss} in {where}. Lower the learning rate (find_lr helps) or set clip_norm; the last good "
+        f"checkpoint, if any, is unharmed.{samples}"
+    )
+
+
+def out_of_memory(loader: Any) -> DeviceMemoryError:
+    """The error for a device without room, with the batch size to try next."""
+    size = getattr(loader, "batch_size", None)
+    advice = f"Try batch_size={max(1, size // 2)}" if isinstance(size, int) else "Try half the batch size"
+    return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")
