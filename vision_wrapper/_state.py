@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -50,16 +50,19 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
     Enough for passes without gradients; `preserve_state` is for the others.
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    registries = _registries(model, "_buffers")
+    restore = [_keep(buffer, set()) for buffer in model.buffers()]
     with preserve_random_states():
         try:
             yield
         finally:
             for module, training in flags:
                 module.training = training
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for registry, content in registries:
+                registry.clear()  # a buffer made by the first pass, such as a mask of its size
+                registry.update(content)
+            for recall in restore:
+                recall()
 
 
 @contextmanager
@@ -72,70 +75,86 @@ def preserve_state(
     states of python, numpy and torch, and, where given, the optimizer (state, groups, attached schedulers' marks) and
     the gradient scaler. Takes as much memory again as these do.
     """
-    parameters = [_ParameterCopy(parameter) for parameter in model.parameters()]
-    with ExitStack() as stack:
-        stack.enter_context(preserve_mode(model))
-        if optimizer is not None:
-            stack.enter_context(_preserve_optimizer(optimizer))
-        if scaler is not None:
-            stack.callback(scaler.load_state_dict, scaler.state_dict())
+    seen: set[int] = set()
+    registries = _registries(model, "_parameters")
+    restore = [_keep(parameter, seen) for parameter in model.parameters()]
+    restore += [_keep(vars(owner), seen) for owner in (optimizer, scaler) if owner is not None]
+    with preserve_mode(model):
         try:
             yield
         finally:
-            for parameter in parameters:
-                parameter.restore()
+            for registry, content in registries:
+                registry.update(content)
+            for recall in restore:
+                recall()
 
 
-class _ParameterCopy:
-    """A parameter with what it held: its values, its gradient (the tensor and its values) and its flag."""
+def _registries(model: nn.Module, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each module's table of buffers or parameters, with a copy: a pass may put another tensor under a name."""
+    tables = [getattr(module, name) for module in model.modules()]
+    return [(table, dict(table)) for table in tables if isinstance(table, dict)]  # not those of TorchScript
 
-    def __init__(self, parameter: nn.Parameter):
-        self.parameter = parameter
-        self.value = parameter.detach().clone()
-        self.grad = parameter.grad
-        self.grad_value = None if parameter.grad is None else parameter.grad.detach().clone()
-        self.requires_grad = parameter.requires_grad
+
+def _keep(value: Any, seen: set[int]) -> Callable[[], Any]:
+    """A function that puts what a value holds now back into the same object, and returns the object.
+
+    In place, because schedulers and users may hold references. It looks into dicts, lists, tuples and optimizers that
+    wrap another one; `seen` are the ids of what is kept already.
+    """
+    if id(value) in seen or not isinstance(value, (torch.Tensor, dict, list, tuple, torch.optim.Optimizer)):
+        return lambda: value
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        return _keep_tensor(value, seen)
+    if isinstance(value, torch.optim.Optimizer):
+        attributes = _keep(vars(value), seen)
+        return lambda: (attributes(), value)[1]
+    if isinstance(value, dict):
+        items = [(key, _keep(item, seen)) for key, item in value.items()]
+
+        def recall_dict() -> Any:
+            value.clear()
+            for key, recall in items:
+                value[key] = recall()
+            return value
+
+        return recall_dict
+    members = [_keep(member, seen) for member in value]
+
+    def recall_members() -> Any:
+        content = [recall() for recall in members]
+        if isinstance(value, list):
+            value[:] = content
+        return value
+
+    return recall_members
+
+
+def _keep_tensor(tensor: torch.Tensor, seen: set[int]) -> Callable[[], torch.Tensor]:
+    """Of a tensor: its memory, values and flag, and its gradient (the tensor and its values)."""
+    memory, values, requires_grad = tensor.detach(), tensor.detach().clone(), tensor.requires_grad
+    gradient = _keep(tensor.grad if tensor.is_leaf else None, seen)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        self.parameter.copy_(self.value)
-        self.parameter.requires_grad_(self.requires_grad)
-        self.parameter.grad = self.grad
-        if self.grad is not None and self.grad_value is not None:
-            self.grad.copy_(self.grad_value)
+    def recall() -> torch.Tensor:
+        if tensor.is_leaf:
+            tensor.grad = None  # it may be of another type by now
+        if memory.layout is torch.strided:
+            tensor.data = memory  # as after `model.half()`
+        if not _same_bits(tensor, values):  # what is written in place can take no part in a backward pass under way
+            tensor.copy_(values)
+        if tensor.is_leaf:
+            tensor.requires_grad_(requires_grad)
+            tensor.grad = gradient()
+        return tensor
+
+    return recall
 
 
-@contextmanager
-def _preserve_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    # Tensors are put back in place, because schedulers and users may hold references to them.
-    attributes = dict(vars(optimizer))
-    groups = [(group, {k: _remember(v) for k, v in group.items()}) for group in optimizer.param_groups]
-    state = {p: {k: _remember(v) for k, v in values.items()} for p, values in optimizer.state.items()}
-    try:
-        yield
-    finally:
-        vars(optimizer).clear()
-        vars(optimizer).update(attributes)
-        optimizer.param_groups[:] = [group for group, _ in groups]
-        for group, values in groups:
-            group.clear()
-            group.update({k: _recall(v) for k, v in values.items()})
-        optimizer.state.clear()
-        for parameter, values in state.items():
-            optimizer.state[parameter] = {k: _recall(v) for k, v in values.items()}
+_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def _remember(value: Any) -> tuple[Any, Any]:
-    if isinstance(value, torch.Tensor):
-        return value, value.detach().clone()
-    return value, list(value) if isinstance(value, list) else None
-
-
-@torch.no_grad()
-def _recall(remembered: tuple[Any, Any]) -> Any:
-    value, content = remembered
-    if isinstance(value, torch.Tensor):
-        value.copy_(content)
-    elif isinstance(value, list):
-        value[:] = content
-    return value
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one type and shape hold the same bits; numbers would take -0.0 for 0.0."""
+    kind = _WHOLE_NUMBERS.get(a.element_size())
+    return kind is not None and a.layout is torch.strided and torch.equal(a.view(kind), b.view(kind))

@@ -58,3 +58,7 @@ class MissingPackageError(VisionWrapperError, ImportError):
 
 class DeviceMemoryError(VisionWrapperError, RuntimeError):
     """The device's memory did not suffice; the message has the batch size to try next."""
+
+
+class WorkerError(VisionWrapperError, RuntimeError):
+    """A process that loads images ended before its time; the message says how to go on."""

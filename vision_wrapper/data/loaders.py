@@ -19,7 +19,7 @@ from vision_wrapper.data.augment import Augmentation, Augmenter
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
 from vision_wrapper.data.stats import mean_and_std
-from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
+from vision_wrapper.errors import DataError, SettingError, VisionWrapperError, WorkerError
 
 DEFAULT_PHOTO_SIZE = (224, 224)  # pixels; ImageNet's, for folders whose images differ in size
 _PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of its images
@@ -201,6 +201,7 @@ class _Workers:
 
     def run(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
         self._requests.current, self.busy = requests, True
+        dead = False
         try:
             with preserve_random_states():  # torch draws a base seed for its workers; ours need none
                 batches = iter(self._loader)
@@ -208,8 +209,16 @@ class _Workers:
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
+        except RuntimeError as error:
+            dead = "DataLoader worker" in str(error)
+            if not dead:
+                raise
+            raise WorkerError(
+                f"A process that loads images has ended: {error} Often the memory did not suffice: use fewer "
+                "num_workers or a smaller batch_size. With fit(checkpoint=…) the same call goes on."
+            ) from error
         finally:
-            self.busy = False  # also when the pass is left before its end
+            self.busy = dead  # free, also when the pass is left before its end; the dead are never asked again
 
 
 class _Requests(torch.utils.data.Sampler):

@@ -3,5 +3,17 @@
 from vision_wrapper.recipes.recipe import Expected, Recipe
 from vision_wrapper.recipes.run import Result, evaluate_run, find_lr, read_run, run
 from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.recipes.verify import ResumeProof, verify_resume
 
-__all__ = ["RECIPES", "Expected", "Recipe", "Result", "evaluate_run", "find_lr", "read_run", "run"]
+__all__ = [
+    "RECIPES",
+    "Expected",
+    "Recipe",
+    "Result",
+    "ResumeProof",
+    "evaluate_run",
+    "find_lr",
+    "read_run",
+    "run",
+    "verify_resume",
+]

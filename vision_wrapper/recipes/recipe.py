@@ -69,6 +69,7 @@ class Recipe:
         drop_last: leave out a last batch that is not full.
         precision: of the trainer.
         ema: of the trainer.
+        accumulate: of the trainer.
         seed: of everything random.
         published: what the original reports, as text.
         expected: what was measured with this library, or None.
@@ -95,6 +96,7 @@ class Recipe:
     drop_last: bool = False
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     ema: float | None = None
+    accumulate: int = 1
     seed: int = 0
     published: str = ""
     expected: Expected | None = None
@@ -126,6 +128,7 @@ class Recipe:
         rules = {
             "epochs": (int, least_one, "a whole number of at least 1"),
             "batch_size": (int, least_one, "a whole number of at least 1"),
+            "accumulate": (int, least_one, "a whole number of at least 1"),
             "schedule_epochs": (int, lambda v: v >= self.epochs, "a whole number of at least `epochs`, or None"),
             "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
             "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),

@@ -59,6 +59,7 @@ def run(
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
     skip_unreadable: bool = False,
+    checkpoint_seconds: float = 60.0,
     **settings: Any,
 ) -> Result:
     """Train a recipe, and write a run folder.
@@ -73,6 +74,7 @@ def run(
         callbacks: as of `Trainer`.
         device: as of `Trainer`.
         skip_unreadable: leave out image files that cannot be decoded, with a warning.
+        checkpoint_seconds: as of `Trainer.fit`.
         settings: fields of the recipe to change, such as `epochs=5` or `seed=1`.
 
     Raises:
@@ -94,30 +96,35 @@ def run(
     try:
         with exclusive(folder / ".lock"), preserve_random_states():
             seed_generators(plan.seed)
-            return _train(plan, images, loaders, folder, callbacks, device)
+            trainer = _trainer(plan, images, callbacks, device)
+            return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except VisionWrapperError:
         if made and not (folder / "last.ckpt").exists():
             _empty(folder)  # nothing was trained: nothing half-made stays
         raise
 
 
-def _train(
-    plan: Recipe,
-    images: ImageData,
-    loaders: Loaders,
-    folder: Path,
-    callbacks: Sequence[Callback] | None,
-    device: str | None,
-) -> Result:
+def _trainer(
+    plan: Recipe, images: ImageData, callbacks: Sequence[Callback] | None = None, device: str | None = None
+) -> Trainer:
     model = plan.build_model(len(images.classes))
-    optimizer = plan.build_optimizer(model)
-    best = _BestClassifier(folder / "best.safetensors", loaders)
-    own = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
-    loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
-    trainer = Trainer(
-        model, optimizer, loss, callbacks=callbacks, device=device, precision=plan.precision, ema=plan.ema
+    return Trainer(
+        model,
+        plan.build_optimizer(model),
+        nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing),
+        callbacks=callbacks,
+        device=device,
+        precision=plan.precision,
+        ema=plan.ema,
+        accumulate=plan.accumulate,
     )
-    trainer.callbacks += own
+
+
+def _train(
+    plan: Recipe, images: ImageData, loaders: Loaders, folder: Path, trainer: Trainer, checkpoint_seconds: float
+) -> Result:
+    best = _BestClassifier(folder / "best.safetensors", loaders)
+    trainer.callbacks += [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
     curve = _lr_curve(plan, trainer, loaders, folder)
     schedule = plan.build_schedule(None if curve is None else curve.suggestion)
     history = trainer.fit(
@@ -126,15 +133,16 @@ def _train(
         epochs=plan.epochs,
         schedule=schedule,
         checkpoint=folder / "last.ckpt",
+        checkpoint_seconds=checkpoint_seconds,
     )
     history.to_csv(folder / "history.csv")
     history.to_json(folder / "history.json")
-    if len(history) < plan.epochs:
+    if trainer.interrupted:
         return Result(plan, history, None, folder)
     predictions = trainer.predict(loaders.test)
     if loaders.val is None:
         best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
-    _write_results(folder, images, model, history, predictions, curve)
+    _write_results(folder, images, trainer.model, history, predictions, curve)
     report.write(folder)
     (folder / ".lock").unlink(missing_ok=True)
     return Result(plan, history, predictions, folder)
@@ -242,9 +250,7 @@ def find_lr(
     images, loaders = _load(plan, plan.data if data is None else data, root)
     with preserve_random_states():
         seed_generators(plan.seed)
-        model = plan.build_model(len(images.classes))
-        loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
-        return Trainer(model, plan.build_optimizer(model), loss, precision=plan.precision).find_lr(loaders.train)
+        return _trainer(plan, images, callbacks=[]).find_lr(loaders.train)
 
 
 def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> tuple[ImageData, Loaders]:

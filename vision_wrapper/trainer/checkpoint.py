@@ -64,8 +64,10 @@ def write(trainer: Trainer, run: _Fit) -> None:
     write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), "run": position})
 
 
-def read(trainer: Trainer, run: _Fit) -> dict[str, Any] | None:
+def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | None:
     """What the run's checkpoint holds, or None where there is none; nothing is changed.
+
+    `extend` allows one with fewer epochs.
 
     Raises `OtherRunError` where settings differ, `OtherModelError` where the weights do not fit.
     """
@@ -76,7 +78,7 @@ def read(trainer: Trainer, run: _Fit) -> dict[str, Any] | None:
         raise OtherRunError(
             f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
         )
-    _check_same_run(run, state["run"]["settings"])
+    _check_same_run(run, state["run"]["settings"], extend)
     _check_trainer(trainer, state, run.checkpoint)
     return state
 
@@ -84,20 +86,41 @@ def read(trainer: Trainer, run: _Fit) -> dict[str, Any] | None:
 def restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     """Put a run where the checkpoint that was read left it."""
     position = state["run"]
+    extended = position["settings"]["epochs"] != run.epochs
+    anew = _advanced_groups(trainer, run, position) if extended and run.scheduler is not None else None
     _restore_trainer(trainer, state)
     for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates"):
         setattr(run, name, position[name])
     run.losses = [] if position["losses"] is None else list(position["losses"].to(trainer.device).unbind())
     run.correct = None if position["correct"] is None else position["correct"].to(trainer.device)
     run.history = History(position["rows"], position["batches"])
-    if run.scheduler is not None:
+    if anew is not None:
+        for group, values in zip(trainer.optimizer.param_groups, anew, strict=True):
+            group.update(values)
+    elif run.scheduler is not None:
         run.scheduler.load_state_dict(position["schedule"])
+    if extended:
+        run.stop = None
     if trainer._average is not None:
         trainer._average.load([tensor.to(trainer.device) for tensor in position["average"]])
     for callback, kept in zip(trainer.callbacks, position["callbacks"], strict=False):
         if kept:
             callback.load_state_dict(kept)
     run.epoch_random, run.resume_random = position["epoch_random"], state["random"]
+    set_random_states(state["random"])  # also where no epoch is left
+
+
+def _advanced_groups(trainer: Trainer, run: _Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What the schedule for more epochs makes of the optimizer's groups, stepped to where the shorter one was.
+
+    None for a schedule that watches a metric: it knows no number of epochs, and goes on as it was.
+    """
+    assert run.schedule is not None
+    if run.schedule.monitor is not None:
+        return None
+    for _ in range(position["schedule"]["last_epoch"]):
+        run.scheduler.step()
+    return [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
 
 
 def _trainer_state(trainer: Trainer) -> dict[str, Any]:
@@ -177,14 +200,18 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _check_same_run(run: _Fit, kept: dict[str, Any]) -> None:
+def _check_same_run(run: _Fit, kept: dict[str, Any], extend: bool) -> None:
+    there, here = kept.get("epochs"), run.epochs
+    longer = isinstance(there, int) and there < here
     differences = [
         f"{name}: {kept.get(name)!r} there, {value!r} here"
         for name, value in run.settings.items()
-        if kept.get(name) != value
+        if kept.get(name) != value and not (name == "epochs" and extend and longer)
     ]
     if differences:
+        only_longer = longer and len(differences) == 1 and kept.get("epochs") != run.epochs and not extend
+        hint = " To train it for more epochs, say so: extend=True." if only_longer else ""
         raise OtherRunError(
             f"{run.checkpoint} is of another run ({'; '.join(differences)}). Use the same settings, another path, or "
-            "delete the file."
+            f"delete the file.{hint}"
         )

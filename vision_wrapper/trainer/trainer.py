@@ -141,6 +141,7 @@ class Trainer:
         self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
         self.deterministic = deterministic
         self.epochs_trained = 0
+        self.interrupted = False  # whether Ctrl-C ended the last fit
         check_optimizer(model, optimizer)
         model.to(self.device)
         if self.channels_last:
@@ -195,6 +196,7 @@ class Trainer:
         every: Literal["batch", "epoch"] = "epoch",
         checkpoint: PathLike | None = None,
         checkpoint_seconds: float = 60.0,
+        extend: bool = False,
         batch_history: bool = False,
     ) -> History:
         """Train for `epochs`, and return the history.
@@ -211,6 +213,8 @@ class Trainer:
             checkpoint: written here at the end of each epoch's training and every `checkpoint_seconds`. Where the same
                 run's checkpoint lies, the run goes on from it, and ends as if it had never been interrupted.
             checkpoint_seconds: between two checkpoints inside an epoch.
+            extend: let a checkpoint of the same run with fewer epochs go on. The schedule is then the one that is given
+                here, made for all `epochs`, from the position that was reached; without it this is an `OtherRunError`.
             batch_history: keep the loss and the rate of each batch in `history.batches`.
 
         Raises:
@@ -222,7 +226,7 @@ class Trainer:
         """
         run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
         run.checkpoint_seconds = checkpoint_seconds
-        kept = checkpoints.read(self, run)  # another run's is refused before anything is changed
+        kept = checkpoints.read(self, run, extend)  # another run's is refused before anything is changed
         self._check_validation(val_loader)
         try:
             with _stop_on_interrupt(run), _deterministic(self.deterministic):
@@ -250,6 +254,7 @@ class Trainer:
                 self._average = None
             _detach_scheduler(self.optimizer, run.scheduler)
         self.epochs_trained = run.first_epoch + run.epoch
+        self.interrupted = run.interrupted
         return run.history
 
     def _begin(self, run: _Fit, kept: dict[str, Any] | None) -> None:
