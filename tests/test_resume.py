@@ -97,6 +97,36 @@ def test_ctrl_c_on_the_command_line_and_the_same_command_again(folder, tmp_path)
     assert len((tmp_path / "run/history.csv").read_text().splitlines()) == 13
 
 
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "plateau"])
+def test_the_same_notebook_cell_again_goes_on(images, tmp_path, name):
+    """The cell that fits is run again after Ctrl-C, with the trainer and the loaders that are there."""
+    schedule = {
+        "one_cycle": lambda: schedules.one_cycle(0.02),
+        "cosine": schedules.cosine,
+        "plateau": schedules.plateau,
+    }
+
+    class Press(Callback):
+        pressed = False
+
+        def on_batch_end(self, run):
+            if run.epoch == 1 and run.batch == 2 and not self.pressed:
+                self.pressed = True
+                signal.raise_signal(signal.SIGINT)
+
+    def cell(trainer, loaders, path):
+        return trainer.fit(loaders.train, loaders.test, epochs=3, schedule=schedule[name](), checkpoint=path)
+
+    trainer, loaders = make(images, callbacks=[Press()], ema=0.9, dropout=0.2)
+    assert len(cell(trainer, loaders, tmp_path / "c")) == 1 and trainer.interrupted
+    assert len(cell(trainer, loaders, tmp_path / "c")) == 3 and not trainer.interrupted
+    whole, loaders = make(images, callbacks=[Callback()], ema=0.9, dropout=0.2)
+    cell(whole, loaders, None)
+    assert equal(weights(whole), weights(trainer))
+    final = weights(trainer)
+    assert len(cell(trainer, loaders, tmp_path / "c")) == 3 and equal(final, weights(trainer))  # it is finished
+
+
 # ---- more epochs are a stated choice
 
 

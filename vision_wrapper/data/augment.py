@@ -57,7 +57,7 @@ class Pad:
             min_height=height + 2 * self.pixels,
             min_width=width + 2 * self.pixels,
             border_mode=modes[self.mode],
-            fill=_fill_value(self.fill, mean),
+            fill=fill_value(self.fill, mean),
         )
 
 
@@ -95,7 +95,7 @@ class Rotate:
         return _albumentations().Rotate(
             limit=(-self.degrees, self.degrees),
             border_mode=cv2.BORDER_CONSTANT,
-            fill=_fill_value(self.fill, mean),
+            fill=fill_value(self.fill, mean),
             p=1.0,
         )
 
@@ -117,7 +117,7 @@ class Cutout:
             num_holes_range=(self.holes, self.holes),
             hole_height_range=(self.size, self.size),
             hole_width_range=(self.size, self.size),
-            fill=_fill_value(self.fill, mean),
+            fill=fill_value(self.fill, mean),
             p=self.p,
         )
 
@@ -212,7 +212,7 @@ def _has(operation: Operation, kind: type, field: str) -> bool:
     return isinstance(operation, kind) and field in {f.name for f in fields(operation)}
 
 
-def _fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
+def fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
     """A fill in 0..255; raises where it is in another scale."""
     if fill == "mean":
         fill = tuple(round(255 * value) for value in mean)
@@ -240,13 +240,14 @@ class Augmenter:
     """
 
     def __init__(self, augment: Augmentation, size: tuple[int, int], mean: Sequence[float], seed: int):
-        self.size, self.seed = size, seed
+        self.size, self.mean, self.seed = size, tuple(mean), seed
         self.description = _describe(augment)
         operations: Operations | None = None
         if isinstance(augment, str):
             operations = AUGMENTATIONS[augment]
         elif isinstance(augment, (tuple, list)):
             operations = _checked_operations(augment)
+        self.operations = operations  # None where it is somebody's own
         # Without a name it is not known whether the images have to be of the model's size first.
         self.takes_any_size = operations is None or any(isinstance(o, RandomResizedCrop) for o in operations)
         self._random = SampleRandom(seed)

@@ -16,6 +16,7 @@ from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.augment import Augmentation, Augmenter
+from vision_wrapper.data.batched import batch_augmenter
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
 from vision_wrapper.data.stats import mean_and_std
@@ -82,8 +83,13 @@ class Loader:
             return balanced_order(self.split.labels, self.seed, epoch)
         return shuffled(len(self.split), self.seed, epoch)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch number `start` on."""
+    @property
+    def path(self) -> str:
+        """How batches are made: "whole batches" from memory, or "image by image" (albumentations, files)."""
+        return self._samples.path
+
+    def batches(self, epoch: int, start: int = 0, channels_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from batch number `start` on; `channels_last` is their memory format."""
         order = self.order(epoch)
         chunks = [
             order[first : first + self.batch_size]
@@ -99,7 +105,7 @@ class Loader:
             if asynchronous:  # pinned memory is copied without waiting
                 images, targets = images.pin_memory(), targets.pin_memory()
             images = images.to(self.device, non_blocking=asynchronous)
-            yield self.preprocess.normalise(images), targets.to(self.device, non_blocking=asynchronous)
+            yield self.preprocess.normalise(images, channels_last), targets.to(self.device, non_blocking=asynchronous)
 
     def _idle_workers(self) -> _Workers:
         """Workers that no unfinished pass is using: a second pass beside it needs its own."""
@@ -121,6 +127,7 @@ class Loader:
             "balanced": self.balanced,
             "seed": self.seed,
             "augmentation": self._samples.augmenter.description if self._samples.augmenter else "none",
+            "path": self.path,
             "size": list(self.preprocess.size),
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
@@ -148,19 +155,33 @@ class _Samples:
 
     def __init__(self, split: Split, preprocess: Preprocess, augmenter: Augmenter | None):
         self.split, self.preprocess, self.augmenter = split, preprocess, augmenter
+        stored, self._places = _in_memory(split)
+        shape = (*preprocess.size, preprocess.channels)
+        fits = stored is not None and stored.shape[1:3] == preprocess.size
+        self._batched = batch_augmenter(augmenter, shape) if fits and augmenter is not None else None
+        # The images, where whole batches can be taken from them.
+        self._stored = stored if fits and (augmenter is None or self._batched is not None) else None
+
+    @property
+    def path(self) -> str:
+        """How batches are made."""
+        return "image by image" if self._stored is None else "whole batches"
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, C) and int64 (N,)."""
         epoch, indices = request
         labels = torch.from_numpy(self.split.labels[indices])
-        if self.augmenter is None and isinstance(self.split, ArraySplit) and self._fits(self.split.images):
-            return torch.from_numpy(self.split.images[indices]), labels
+        if self._stored is not None:
+            return torch.from_numpy(self._whole_batch(self._stored, epoch, indices)), labels
         with preserve_random_states():  # a user's augmentation may draw from the global generators
             images = [self._image(epoch, int(index)) for index in indices]
         return torch.from_numpy(np.stack(images)), labels
 
-    def _fits(self, images: np.ndarray) -> bool:
-        return images.shape[1:] == (*self.preprocess.size, self.preprocess.channels)
+    def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
+        images = stored[indices if self._places is None else self._places[indices]]  # a copy
+        if images.shape[3] != self.preprocess.channels:
+            images = np.repeat(images, self.preprocess.channels, axis=3)
+        return images if self._batched is None else self._batched(images, epoch, indices)
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
         image = self.split[index][0]
@@ -169,6 +190,15 @@ class _Samples:
         if not self.augmenter.takes_any_size:
             image = self.preprocess.resize(image)
         return self.preprocess.resize(self.augmenter(image, epoch, index))
+
+
+def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The array (N, H, W, C) that holds a split's images, and where in it they are (None: in their order)."""
+    places = None
+    while isinstance(split, Subset):
+        places = split.indices if places is None else split.indices[places]
+        split = split.split
+    return (split.images, places) if isinstance(split, ArraySplit) else (None, None)
 
 
 class _Returning:

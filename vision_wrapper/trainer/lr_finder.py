@@ -75,8 +75,9 @@ def run_lr_finder(
         for group in trainer.optimizer.param_groups:
             group.pop("initial_lr", None)  # of an attached scheduler, from which the test would start
         finder = finder_class(trainer, val_loader)
-        # The package prints, and draws a bar, whether one wants it or not.
+        # The package prints, whether one wants it or not.
         with (
+            _no_bar(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             contextlib.suppress(_LossNotFinite),
@@ -91,6 +92,18 @@ def run_lr_finder(
     losses = finder.history["loss"]
     stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
     return suggest(finder.rates[: len(losses)], losses, stopped)
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """The package's bar shows in notebooks wherever standard error goes, and leaves a thread behind."""
+    from torch_lr_finder import lr_finder
+
+    bar, lr_finder.tqdm = lr_finder.tqdm, iter
+    try:
+        yield
+    finally:
+        lr_finder.tqdm = bar
 
 
 class _LossNotFinite(Exception):

@@ -334,7 +334,7 @@ class Trainer:
         """The batches of an epoch from number `start` on; of any iterable, those before are passed over."""
         if isinstance(loader, Loader):
             loader.device = self.device
-            return loader.batches(epoch, start)
+            return loader.batches(epoch, start, channels_last=self.channels_last)
         try:
             batches = iter(loader)
         except TypeError as error:

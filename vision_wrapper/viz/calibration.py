@@ -31,7 +31,7 @@ def plot_reliability(predictions: Predictions, bins: int = 15) -> Figure:
     ax.bar(lows, gaps, widths, bottoms, align="edge", color=WRONG, alpha=0.25, label="gap to the mean confidence")
     ax.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect calibration")
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Calibration error (ECE) {calibration.ece:.2%}")
-    ax.legend(loc="upper left")
+    fig.legend(loc="outside lower center", ncols=3)
     counts.bar(lows, [b.count for b in filled], widths, align="edge", color="#9aa5b1", edgecolor="white")
     counts.set(ylabel="images", xlabel=f"confidence, {bins} bins")
     counts.xaxis.set_major_formatter(PercentFormatter(1.0))
