@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -280,6 +282,54 @@ def test_loaders_and_stats_want_a_data_set():
             function("digits")
 
 
+def test_odd_entries_of_a_folder(image_folder):
+    cats = image_folder / "train/cat"
+    os.mkfifo(cats / "pipe.png")  # to be opened by nobody
+    (cats / "itself").symlink_to(cats / "itself")
+    (cats / "null.png").symlink_to("/dev/zero")
+    (image_folder / "train/loop").symlink_to(image_folder / "train/loop")
+    for name in ("a", "b", "c", "d", "e", "f", "g", "h", "i"):  # each leads to all others: 9! ways
+        (cats / name).mkdir()
+        for other in "abcdefghi":
+            (cats / name / f"to-{other}").symlink_to(cats / other)
+    (cats / "a/z.png").write_bytes((cats / "0.png").read_bytes())
+    loaded = data.load(image_folder)
+    assert loaded.classes == ("cat", "dog") and len(loaded.train) == 9
+    data.stats(loaded)
+
+
+def test_folders_deeper_than_functions_can_call_each_other(image_folder):
+    deep = image_folder / "train/cat" / "/".join("x" * 1200)
+    try:
+        for folder in [*reversed(deep.parents), deep]:
+            folder.mkdir(exist_ok=True)
+        shutil.copy(image_folder / "train/cat/0.png", deep)
+        assert len(data.load(image_folder).train) == 9
+    finally:
+        (deep / "0.png").unlink(missing_ok=True)
+        os.removedirs(deep)  # pytest could not
+
+
+def test_a_folder_that_may_not_be_read(image_folder, monkeypatch):
+    scan = os.scandir
+
+    def refused(path):
+        if os.path.basename(path) == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    for denied in ("train", "dog"):
+        with pytest.raises(DataNotFoundError, match=rf"{denied} cannot be read: Permission denied"):
+            data.load(image_folder)
+
+
+@pytest.mark.parametrize("name", ["a\0.b", "x" * 300, "./" + "x" * 300, "a/" * 3000])
+def test_a_name_that_no_folder_can_have(name):
+    with pytest.raises((DataNotFoundError, UnknownNameError)):
+        data.load(name)
+
+
 # ---- decoding
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -328,8 +378,9 @@ def test_float_images(tmp_path, scale):
     assert decode(saved(Image.fromarray(values), tmp_path, "x.tif"))[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation, suffix):
     pixels = random_images(1, 16)[0, :, :10]
     back = {
         1: lambda a: a,
@@ -344,7 +395,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "a").mkdir()
-    path = saved(Image.fromarray(pixels), tmp_path / "a", exif=exif)
+    path = saved(Image.fromarray(pixels), tmp_path / "a", f"x.{suffix}", exif=exif)
     assert np.array_equal(decode(path), back[orientation](pixels))
     split = data.sources.FolderSplit([str(path)], np.array([0]), 3)
     assert image_size(split, 0) == back[orientation](pixels).shape[:2]
@@ -383,6 +434,16 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     with warnings.catch_warnings(), pytest.raises(DataError, match="pixels"):
         warnings.simplefilter("ignore")
         decode(path)
+
+
+def test_a_program_is_not_an_image(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")
+    os.rename(tmp_path / "x.eps", tmp_path / "x.png")
+    with pytest.raises(DataError, match="EPS"):
+        decode(tmp_path / "x.png")
 
 
 # ---- splits

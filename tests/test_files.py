@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,13 +105,13 @@ def test_every_truncation_and_every_flipped_byte_is_detected(tmp_path):
     path = tmp_path / "x"
     write_tensors(path, "checkpoint", {"w": torch.arange(5.0), "n": 3})
     blob = path.read_bytes()
-    for length in range(0, len(blob), 7):
+    for length in range(len(blob)):
         path.write_bytes(blob[:length])
         with pytest.raises(DamagedFileError, match=str(path)):
             read_tensors(path, "checkpoint")
-    for at in range(0, len(blob), 3):
+    for at in range(len(blob)):
         damaged = bytearray(blob)
-        damaged[at] ^= 0x11
+        damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
         with pytest.raises(DamagedFileError, match=str(path)):
             read_tensors(path, "checkpoint")
@@ -189,7 +191,19 @@ def test_json(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"é": [1, None]}
     with pytest.raises(DataNotFoundError):
         read_json(tmp_path / "y.json")
+    write_json(tmp_path / "x.json", "no UTF-8: \udcff")  # as the name of a file can be
+    assert read_json(tmp_path / "x.json") == "no UTF-8: \udcff"
     for content in (b"{", b"\xff\xfe", b"[" * 100_000):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(DamagedFileError, match=r"bad\.json"):
             read_json(tmp_path / "bad.json")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    leftover = tmp_path / f".last.ckpt.{int(dead.stdout)}-0123abcd.part"
+    kept = [tmp_path / f".last.ckpt.{os.getpid()}-0123abcd.part", tmp_path / ".mine.part", tmp_path / "last.ckpt"]
+    for file in (leftover, *kept):
+        file.write_bytes(b"")
+    _files.remove_leftovers(tmp_path)
+    assert not leftover.exists() and all(file.exists() for file in kept)

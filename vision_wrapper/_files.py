@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,9 +65,29 @@ def write_bytes(path: PathLike, content: bytes) -> None:
             temporary.unlink()  # already renamed when all went well
 
 
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what processes that were killed while they wrote left in a folder."""
+    for part in Path(folder).glob(".*.part"):
+        process = re.search(r"\.(\d+)-[0-9a-f]{8}\.part$", part.name)
+        if process and not _is_running(int(process[1])):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # somebody else's
+    return True
+
+
 def write_text(path: PathLike, text: str) -> None:
     """`write_bytes` for a UTF-8 text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a file's name may hold what UTF-8 cannot
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -164,21 +185,21 @@ def read_tensors(path: PathLike, kind: str) -> tuple[Any, dict[str, str]]:
     header = _read_header(path, blob)
     if header.get("vision_wrapper") != kind:
         raise DamagedFileError(f"{path} is no {kind} of vision_wrapper (it says: {header.get('vision_wrapper')!r}).")
-    digest = header.get("sha256", "")
-    at = blob.find(_DIGEST_KEY + digest.encode()) + len(_DIGEST_KEY)
+    digest = header.get("sha256", "").encode(errors="replace")
+    at = blob.find(_DIGEST_KEY + digest) + len(_DIGEST_KEY)
     unsigned = blob[:at] + _NO_DIGEST.encode() + blob[at + 64 :]
-    if len(digest) != 64 or hashlib.sha256(unsigned).hexdigest() != digest:
+    if len(digest) != 64 or hashlib.sha256(unsigned).hexdigest().encode() != digest:
         raise DamagedFileError(f"{path} is damaged: its content does not fit its checksum. Use an earlier copy.")
     version = header.get("format_version", "")
-    if not version.isdigit() or int(version) > FORMAT_VERSION:
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
         raise NewerFormatError(
             f"{path} has format version {version}; this vision_wrapper reads up to {FORMAT_VERSION}. Update it: "
             "pip install -U vision-wrapper"
         )
     try:
         return _decode(json.loads(header["content"]), load(blob)), header
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}.") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}.") from error  # deep nesting is a RuntimeError
 
 
 def _read_header(path: PathLike, blob: bytes) -> dict[str, str]:

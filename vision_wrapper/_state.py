@@ -24,6 +24,8 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Put back what `random_states` returned."""
+    if not 0 <= states["numpy"][2] <= 624:  # numpy itself would read beyond its state
+        raise ValueError("the position in numpy's random state lies outside of it")
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
@@ -87,6 +89,19 @@ def preserve_state(
                 registry.update(content)
             for recall in restore:
                 recall()
+
+
+@contextmanager
+def preserve_hooks(model: nn.Module) -> Iterator[None]:
+    """Leave the hooks of every submodule as they were, also where Ctrl-C comes while one is being added or removed."""
+    names = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict) and "hooks" in name]
+    tables = [vars(module).get(name) for module in model.modules() for name in names]
+    restore = [_keep(table, set()) for table in tables]
+    try:
+        yield
+    finally:
+        for recall in restore:
+            recall()
 
 
 def _registries(model: nn.Module, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,6 @@ from vision_wrapper.errors import (
     MissingPackageError,
     OtherModelError,
     SettingError,
-    VisionWrapperError,
 )
 from vision_wrapper.models import build_model
 from vision_wrapper.models.weights import check_fits
@@ -38,6 +38,8 @@ from vision_wrapper.models.weights import check_fits
 __all__ = ["Classifier", "Prediction", "export", "load_classifier", "save_classifier"]
 
 PathLike = str | os.PathLike[str]
+
+MAX_INPUT = 2**24  # pixels (4096 x 4096) of what a network takes; more is a mistake, or a file that wants all memory
 
 
 class Prediction(NamedTuple):
@@ -166,30 +168,43 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
         state, architecture, metrics = content[""], content["architecture"], content["metrics"]
         classes, versions = tuple(content["classes"]), dict(content["versions"])
         preprocess = Preprocess(**content["preprocess"])
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in (*state, *classes)):
+            raise TypeError("names must be texts")
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise DamagedFileError(f"{path} is damaged: {type(error).__name__} {error}.") from error
+    rebuilt = model is None
     if model is None:
-        model = _rebuilt(architecture, state, path)
-        _probe(model, preprocess, len(classes))
+        model = _without_weights(architecture, path)
     else:
         model = _unwrapped(model)
         _check_same(model, architecture, path)
-        check_fits(_tensors(model.state_dict()), _tensors(state), str(path))
-        _probe(model, preprocess, len(classes))
-        model.load_state_dict(state)  # the last step, so that nothing has changed when one of these raises
+    _check_entries(model.state_dict(), state, path)
+    _probe(model, preprocess, len(classes))  # of a rebuilt one without memory, whatever size the file claims
+    # The last step, so that nothing has changed when one of these raises. Assigned, the numbers keep their type.
+    model.load_state_dict(state, assign=rebuilt)
     return Classifier(model.eval(), preprocess, classes, metrics, versions)
 
 
-def _rebuilt(architecture: dict[str, Any] | None, state: dict[str, Tensor], path: PathLike) -> nn.Module:
+def _without_weights(architecture: dict[str, Any] | None, path: PathLike) -> nn.Module:
+    """The network that a file names, on the meta device."""
     if architecture is None:
         raise OtherModelError(
             f"{path} holds the weights of a network that is not in vision_wrapper.models. Build it and pass it: "
             "load_classifier(path, model=network)."
         )
-    model = _on_meta(architecture, str(path))
-    check_fits(model.state_dict(), _tensors(state), str(path))
-    model.load_state_dict(state, assign=True)  # assigned, so that the numbers keep their type
-    return model
+    return _on_meta(architecture, str(path))
+
+
+def _check_entries(own: dict[str, Any], state: dict[str, Any], path: PathLike) -> None:
+    """Raise `OtherModelError` for what `load_state_dict` would refuse half-way."""
+    check_fits(_tensors(own), _tensors(state), str(path))
+    kinds, own_kinds = (
+        {name: isinstance(value, Tensor) and value.is_floating_point() for name, value in entries.items()}
+        for entries in (state, own)
+    )
+    if kinds != own_kinds:
+        names = ", ".join(name for name in {**own, **state} if kinds.get(name) != own_kinds.get(name))
+        raise OtherModelError(f"{path} is of another network: {names} is missing, or is of another kind.")
 
 
 def _check_same(model: nn.Module, architecture: dict[str, Any] | None, path: PathLike) -> None:
@@ -214,7 +229,7 @@ def _on_meta(architecture: dict[str, Any], path: str) -> nn.Module:
             raise SettingError("a classifier carries its own weights")  # and must not name other files or downloads
         with preserve_random_states(), torch.device("meta"):
             return build_model(name, **arguments)
-    except (VisionWrapperError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a constructor that was added to the table may raise anything
         raise OtherModelError(
             f"{path} names a network that this version cannot build ({error}). Build it and pass it: "
             "load_classifier(path, model=network)."
@@ -264,11 +279,14 @@ def _run(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _probe(model: nn.Module, preprocess: Preprocess, num_classes: int) -> None:
     """Raise `OtherModelError` unless the model gives `num_classes` logits for the images of `preprocess`."""
-    black = np.zeros((*preprocess.size, preprocess.channels), np.uint8)
-    with preserve_state(model), torch.no_grad():
+    if preprocess.size[0] * preprocess.size[1] > MAX_INPUT:
+        raise OtherModelError(f"A network cannot take images of {preprocess.size}: {MAX_INPUT:,} pixels are the most.")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    # On the meta device there are no values to keep, and the network is a new one.
+    with nullcontext() if device.type == "meta" else preserve_state(model), torch.no_grad():
         model.eval()
         try:
-            logits = _run(model, preprocess.batch([black, black]))
+            logits = _run(model, torch.zeros(2, preprocess.channels, *preprocess.size, device=device))
         except Exception as error:  # a user's network may raise anything
             raise OtherModelError(
                 f"{type(model).__name__} does not take images (N, {preprocess.channels}, {preprocess.size[0]}, "

@@ -368,7 +368,17 @@ class Predictions:
                 arrays = [file[name] for name in ("logits", "targets", "indices")]
         except FileNotFoundError as error:
             raise DataNotFoundError(f"There is no file {path}.") from error
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.error, zlib.error) as error:
+        except (
+            OSError,
+            MemoryError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.error,
+            zlib.error,
+        ) as error:
             raise DamagedFileError(
                 f"{path} does not hold predictions (logits, targets, indices): {error}. Write it again with "
                 "Predictions.save."

@@ -7,6 +7,7 @@ logit. The maps are computed by the grad-cam package, behind which its traps are
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._lookup import unknown_name
-from vision_wrapper._state import preserve_random_states, preserve_state
+from vision_wrapper._state import preserve_hooks, preserve_random_states, preserve_state
 from vision_wrapper.errors import SettingError
 
 __all__ = ["CamMaps", "default_layer", "gradcam", "stages"]
@@ -162,7 +163,7 @@ def _borrowed(model: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Ten
         else:
             stack.enter_context(preserve_state(model))
         first = next((p for p in net.parameters() if p.is_floating_point()), images.float())
-        with torch.autocast(first.device.type, enabled=False), _nothing_in_place(net):
+        with torch.autocast(first.device.type, enabled=False), _nothing_in_place(net), preserve_hooks(net):
             net.eval()
             for parameter in net.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
@@ -205,7 +206,7 @@ class _Layer(NamedTuple):
     @property
     def map_size(self) -> tuple[int, int] | None:
         """(height, width) where there is a map of more than one pixel that Grad-CAM can use."""
-        usable = self.calls == 1 and not self.changed and self.reached and len(self.shape) == 4
+        usable = self.calls == 1 and not self.changed and self.reached and len(self.shape) == 4 and self.shape[0] == 1
         return self.shape[2:] if usable and self.shape[2:] != (1, 1) else None  # type: ignore[return-value]
 
 
@@ -226,7 +227,7 @@ def _probe(net: nn.Module, images: Tensor) -> _Probe:
         return record
 
     image = (images[:1] if len(images) else images.new_zeros(1, *images.shape[1:])).detach().clone().requires_grad_()
-    handles = [module.register_forward_hook(recorder(name)) for name, module in net.named_modules() if name]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in _layers(net)]
     try:
         logits = net(image)
     finally:
@@ -243,6 +244,13 @@ def _probe(net: nn.Module, images: Tensor) -> _Probe:
         for name, calls in outputs.items()
     }
     return _Probe(layers, logits.shape[1])
+
+
+def _layers(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every submodule but those that compute weights, as `torch.nn.utils.parametrizations` do."""
+    for name, module in net.named_modules():
+        if name and "parametrizations" not in name.split("."):
+            yield name, module
 
 
 def _reached(logits: Tensor, outputs: dict[str, Tensor]) -> set[str]:
@@ -308,8 +316,9 @@ def _maps(net: nn.Module, layer: nn.Module, images: Tensor, targets: list[int]) 
 
 
 def _batch_maps(net: nn.Module, layer: nn.Module, images: Tensor, targets: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    from pytorch_grad_cam import GradCAM  # here: it takes seconds to import, and brings matplotlib along
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    with warnings.catch_warnings():  # importing it sets filters
+        from pytorch_grad_cam import GradCAM  # here: it takes seconds to import, and brings matplotlib along
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     images = images.detach().clone().requires_grad_()  # so that gradients flow whatever is frozen
     # No `with`: grad-cam's context manager swallows IndexError. The transform serves models with autocast inside.

@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from vision_wrapper._files import PathLike, read_json, write_text
-from vision_wrapper.errors import SettingError, VisionWrapperError
+from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Predictions
 
 # Heading, and the pictures below it, in the order of the page.
@@ -31,13 +31,16 @@ _OPTIONAL = {"lr_curve"}  # only where the recipe asks the LR finder
 def write(run_dir: PathLike) -> Path:
     """Write `report.html` into a run folder, and return its path.
 
-    What is missing or damaged there is named in its place. Raises `SettingError` where the folder is no run.
+    What is missing or damaged there is named in its place. Raises `SettingError` where the folder is no run,
+    `DamagedFileError` where its recipe.json is damaged.
     """
     folder = Path(run_dir)
     if not (folder / "recipe.json").exists():
         raise SettingError(f"{folder} is no run folder (no recipe.json). Give the folder that `train` named.")
     identity = read_json(folder / "recipe.json")
-    recipe = identity.get("recipe", {})
+    if not isinstance(identity, dict) or not isinstance(identity.get("recipe"), dict):
+        raise DamagedFileError(f"{folder / 'recipe.json'} does not hold a recipe.")
+    recipe = identity["recipe"]
     sections = [
         _section("Summary", _part(lambda: _summary(folder, identity))),
         *(_section(title, "".join(_picture(folder, name) for name in names)) for title, names in _PICTURES),
@@ -90,7 +93,7 @@ def _part(make: Callable[[], str]) -> str:
     """A part of the page, or why it is not there."""
     try:
         return make()
-    except (OSError, VisionWrapperError, ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:  # damage shows as any error of what reads it
         return f"<p class=missing role=note>Not available: {_escape(str(error) or type(error).__name__)}</p>"
 
 
@@ -107,7 +110,7 @@ def _picture(folder: Path, name: str) -> str:
 
 
 def _command(identity: dict[str, Any]) -> str:
-    recipe = identity.get("recipe", {})
+    recipe = identity["recipe"]
     return (
         f"vision-wrapper train {recipe.get('name')} --data {identity.get('data')} --epochs {recipe.get('epochs')} "
         f"--seed {recipe.get('seed')}"

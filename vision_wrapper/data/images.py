@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from vision_wrapper.errors import DataError, DataNotFoundError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 MAX_PIXELS = 89_478_485  # an image of 256 MB; more is damage or an attack (Pillow's own limit for a warning)
+_PROGRAMS = ("EPS", "WMF")  # Pillow would hand these to Ghostscript or to Windows, whatever the file is called
 
 
 def decode(path: str | Path, channels: int = 3) -> np.ndarray:
@@ -27,22 +28,20 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            if image.format in _PROGRAMS:
+                raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
             return from_pil(image, channels)
     except FileNotFoundError as error:
         raise DataNotFoundError(
             f"There is no image file {path}. If it was there, it has been moved or removed."
         ) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-    except (EOFError, IndexError, TypeError, KeyError, ArithmeticError) as error:
-        raise _unreadable(path, error) from error  # decoders raise these on damaged headers
-
-
-def _unreadable(path: str | Path, error: BaseException) -> DataError:
-    return DataError(
-        f"{path} cannot be decoded as an image ({error}). Repair or remove it; of a folder, skip_unreadable=True "
-        "(--skip-unreadable) leaves such files out."
-    )
+    except MemoryError:
+        raise  # says nothing of the file
+    except Exception as error:  # damage shows as any error of the decoders
+        raise DataError(
+            f"{path} cannot be decoded as an image ({error or type(error).__name__}). Repair or remove it; of a "
+            "folder, skip_unreadable=True (--skip-unreadable) leaves such files out."
+        ) from error
 
 
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:

@@ -163,13 +163,13 @@ def load(
     if isinstance(name, str) and name in DATASETS:
         return _load_named(name, Path(root), channels)
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike path.is_dir() it never raises
         return load_folder(
             path, channels=channels, test_fraction=test_fraction, seed=seed, skip_unreadable=skip_unreadable
         )
     looks_like_a_path = isinstance(name, os.PathLike) or os.sep in str(name) or "." in str(name)
     if looks_like_a_path:
-        what = "is a file, not a folder" if path.exists() else "does not exist"
+        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise DataNotFoundError(
             f"The image folder {path} {what}. Expected {path}/train/CLASS/*.png with {path}/test/CLASS/*.png, or "
             f"{path}/CLASS/*.png."
@@ -316,7 +316,7 @@ def load_folder(
     path: Path, *, channels: int, test_fraction: float, seed: int | None, skip_unreadable: bool
 ) -> ImageData:
     """The folder form of `load`."""
-    parts = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
+    parts = {part: path / part for part in ("train", "val", "test") if os.path.isdir(path / part)}
     if parts and "train" not in parts:
         raise DataError(
             f"{path} has {' and '.join(f'{part}/' for part in parts)} but no train/. Add {path / 'train'}/CLASS/*, or "
@@ -350,7 +350,7 @@ def load_folder(
 
 
 def _class_names(folder: Path, at_least: int = 2) -> tuple[str, ...]:
-    names = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+    names = tuple(entry.name for entry in _entries(folder) if _is_folder(entry))
     if len(names) < at_least:
         found = f"one class ({names[0]})" if names else "no class folders"
         raise DataError(
@@ -365,7 +365,7 @@ def _list_folder(
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(_image_files(folder / name)) if (folder / name).is_dir() else []
+        files = sorted(_image_files(folder / name)) if os.path.isdir(folder / name) else []
         if skip_unreadable:
             files = _readable(files)
         if every_class and not files:
@@ -392,17 +392,40 @@ def _readable(files: Sequence[str]) -> list[str]:
     return readable
 
 
-def _image_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Images in a folder and in those below it; hidden ones and links to a folder above are passed over."""
-    above = (*above, os.path.realpath(folder))
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):  # such as the copies in .ipynb_checkpoints
+def _image_files(folder: Path) -> Iterator[str]:
+    """Images in a folder and in those below it, each folder once however many links lead to it."""
+    waiting, seen = [str(folder)], set[tuple[int, int]]()
+    while waiting:
+        here = waiting.pop()
+        entries, status = _entries(here), os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
             continue
-        if entry.is_dir():
-            if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                yield from _image_files(Path(entry.path), above)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-            yield entry.path
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if _is_folder(entry):
+                waiting.append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _is_file(entry):
+                yield entry.path
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, without the hidden (such as .ipynb_checkpoints with its copies)."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataNotFoundError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # which raises for a link to itself
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Not a pipe or a device, which could be read for ever. A link that leads nowhere is a file that is missing."""
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
 
 
 def image_size(split: Split, index: int) -> tuple[int, int]:
@@ -414,7 +437,8 @@ def image_size(split: Split, index: int) -> tuple[int, int]:
             with Image.open(split.paths[index]) as image:
                 width, height = image.size
                 turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
-            return (width, height) if turned else (height, width)
+                if not (turned and image.format == "TIFF"):  # which Pillow turns itself; its versions differ in when
+                    return (width, height) if turned else (height, width)
         except Exception:
             decode(split.paths[index])  # raises the error that names the file, if there is one
     return split[index][0].shape[:2]

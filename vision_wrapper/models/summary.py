@@ -9,7 +9,7 @@ from torch import nn
 from torchinfo import ModelStatistics
 from torchinfo import summary as torchinfo_summary
 
-from vision_wrapper._state import preserve_state
+from vision_wrapper._state import preserve_hooks, preserve_state
 from vision_wrapper.errors import SettingError
 
 COLUMNS = ("output_size", "num_params", "kernel_size", "mult_adds")
@@ -33,7 +33,7 @@ def summary(model: nn.Module, input_size: Sequence[int] = (3, 32, 32)) -> ModelS
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     # Zeros and not torchinfo's input_size=, which would advance the random state.
     image = torch.zeros(1, *input_size, device=parameter.device, dtype=dtype)
-    with preserve_state(model):
+    with preserve_state(model), preserve_hooks(model):
         try:
             return torchinfo_summary(
                 model, input_data=image, mode="eval", col_names=COLUMNS, row_settings=("var_names",), depth=4, verbose=0

@@ -21,12 +21,12 @@ from torch import nn
 import vision_wrapper
 from vision_wrapper import data as image_data
 from vision_wrapper import models, report, viz
-from vision_wrapper._files import PathLike, exclusive, read_json, write_bytes, write_json, write_text
+from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_bytes, write_json, write_text
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loaders
-from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, VisionWrapperError
+from vision_wrapper.errors import DamagedFileError, FileWriteError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.table import RECIPES
@@ -95,6 +95,7 @@ def run(
         return _finished_run(plan, folder, loaders)
     try:
         with exclusive(folder / ".lock"), preserve_random_states():
+            remove_leftovers(folder)
             seed_generators(plan.seed)
             trainer = _trainer(plan, images, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
@@ -183,7 +184,10 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
         return None
     path = folder / "lr_curve.json"
     if path.exists():
-        return LRCurve(**read_json(path))
+        try:
+            return LRCurve(**read_json(path))
+        except TypeError as error:
+            raise DamagedFileError(f"{path} does not hold a curve of the LR finder: {error}.") from error
     curve = trainer.find_lr(loaders.train)
     if curve.suggestion is None:
         raise SettingError(
@@ -361,7 +365,8 @@ def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
         raise SettingError(f"{folder} is no run folder (no recipe.json). Give the folder that `train` named.")
     identity = read_json(folder / "recipe.json")
     try:
-        return Recipe(**{**identity["recipe"], "expected": None}), identity
+        where = {name: os.fspath(identity[name]) for name in ("data", "root")}
+        return Recipe(**{**identity["recipe"], "expected": None}), {**identity, **where}
     except (KeyError, TypeError) as error:
         raise SettingError(f"{folder / 'recipe.json'} does not hold a recipe: {error}.") from error
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vision_wrapper._files import PathLike, read_tensors, write_tensors
+from vision_wrapper._files import PathLike, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import random_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.errors import OtherModelError, OtherRunError
+from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.history import History
@@ -29,11 +31,12 @@ def save(trainer: Trainer, path: PathLike) -> None:
 
 
 def load(trainer: Trainer, path: PathLike) -> None:
-    """Put the trainer's own state back."""
+    """Put the trainer's own state back, all of it or nothing."""
     state, _ = read_tensors(path, KIND)
-    _check_trainer(trainer, state, path)
-    _restore_trainer(trainer, state)
-    set_random_states(state["random"])
+    with _all_or_nothing(trainer, path):
+        _check_trainer(trainer, state, path)
+        _restore_trainer(trainer, state)
+        set_random_states(state["random"])
 
 
 def write(trainer: Trainer, run: _Fit) -> None:
@@ -73,18 +76,49 @@ def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | 
     """
     if run.checkpoint is None or not run.checkpoint.exists():
         return None
+    remove_leftovers(run.checkpoint.parent)
     state, _ = read_tensors(run.checkpoint, KIND)
-    if state["run"] is None:
-        raise OtherRunError(
-            f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
-        )
-    _check_same_run(run, state["run"]["settings"], extend)
-    _check_trainer(trainer, state, run.checkpoint)
+    with _forged_is_damaged(run.checkpoint):
+        if state["run"] is None:
+            raise OtherRunError(
+                f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
+            )
+        _check_same_run(run, state["run"]["settings"], extend)
+        _check_trainer(trainer, state, run.checkpoint)
     return state
 
 
 def restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
-    """Put a run where the checkpoint that was read left it."""
+    """Put a run where the checkpoint that was read left it, all of it or nothing."""
+    assert run.checkpoint is not None
+    with _all_or_nothing(trainer, run.checkpoint):
+        _restore(trainer, run, state)
+
+
+@contextmanager
+def _all_or_nothing(trainer: Trainer, path: PathLike) -> Iterator[None]:
+    before = copy.deepcopy(_trainer_state(trainer))
+    try:
+        with _forged_is_damaged(path):
+            yield
+    except VisionWrapperError:
+        _restore_trainer(trainer, before)
+        set_random_states(before["random"])
+        raise
+
+
+@contextmanager
+def _forged_is_damaged(path: PathLike) -> Iterator[None]:
+    """Content that is not a trainer's, but that somebody gave a fitting checksum, may raise anything."""
+    try:
+        yield
+    except VisionWrapperError:
+        raise
+    except Exception as error:
+        raise DamagedFileError(f"{path} holds no state of a trainer: {type(error).__name__}: {error}.") from error
+
+
+def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     position = state["run"]
     extended = position["settings"]["epochs"] != run.epochs
     anew = _advanced_groups(trainer, run, position) if extended and run.scheduler is not None else None
