@@ -134,6 +134,11 @@ def test_every_recipe_is_on_its_page_with_what_was_measured() -> None:
                 assert measured in row, f"{name} was measured at {measured}, but the page has: {row}"
 
 
+def test_the_tests_that_the_promises_name_exist() -> None:
+    named = re.findall(r"`((?:tests|scripts)/[\w.]+)", (ROOT / "docs/promises.md").read_text(encoding="utf-8"))
+    assert len(set(named)) > 10 and not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#]+)\)", readme)

@@ -249,23 +249,41 @@ def test_a_resumed_run_is_the_run(images, tmp_path, at, arguments):
     assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in history2.rows]
 
 
-def test_a_plain_dataloader_resumes_exactly_too(images, tmp_path):
+@pytest.mark.parametrize("own", [False, True], ids=["global", "own generator"])
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_plain_dataloader_resumes_exactly_too(tmp_path, own, at):
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    y = (x.sum(1) > 0).long()
+    data_set = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
 
     def fit(callbacks, checkpoint):
         torch.manual_seed(5)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+        generator = torch.Generator().manual_seed(7) if own else None
+        loader = torch.utils.data.DataLoader(data_set, batch_size=8, shuffle=True, generator=generator)
         trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=callbacks)
         trainer.fit(loader, epochs=3, checkpoint=checkpoint, checkpoint_seconds=0)
         return weights(trainer)
 
     whole = fit([], None)
     with pytest.raises(MemoryError):
-        fit([StopAt(8)], tmp_path / "c")
+        fit([StopAt(at)], tmp_path / "c")
     torch.manual_seed(99)
     assert equal(whole, fit([], tmp_path / "c"))
+
+
+def test_looking_leaves_the_order_of_a_loaders_own_generator():
+    x = torch.randn(40, 6)
+    generator = torch.Generator().manual_seed(7)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long()), batch_size=8, shuffle=True, generator=generator
+    )
+    model = nn.Linear(6, 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
+    before = generator.get_state()
+    trainer.evaluate(loader)
+    trainer.find_lr(loader, num_iter=12)
+    data.check(None, {"train": loader}, model)
+    assert torch.equal(before, generator.get_state())
 
 
 def test_a_finished_run_is_left_as_it_is_and_another_is_an_error(images, tmp_path):

@@ -35,6 +35,34 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
+def loader_generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a torch DataLoader or its sampler was given, beside the global ones."""
+    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in (loader, *samplers)]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def loader_states(loader: Any) -> list[torch.Tensor]:
+    """The states of `loader_generators`."""
+    return [generator.get_state() for generator in loader_generators(loader)]
+
+
+def set_loader_states(loader: Any, states: list[torch.Tensor]) -> None:
+    """Put back what `loader_states` returned."""
+    for generator, state in zip(loader_generators(loader), states, strict=False):
+        generator.set_state(state)
+
+
+@contextmanager
+def preserve_order(loader: Any) -> Iterator[None]:
+    """Leave the order that a loader's own generators will give next as it was."""
+    states = loader_states(loader)
+    try:
+        yield
+    finally:
+        set_loader_states(loader, states)
+
+
 @contextmanager
 def preserve_random_states() -> Iterator[None]:
     """Leave the global random states of python, numpy and torch as they were."""
@@ -159,7 +187,8 @@ def _keep_tensor(tensor: torch.Tensor, seen: set[int]) -> Callable[[], torch.Ten
         if not _same_bits(tensor, values):  # what is written in place can take no part in a backward pass under way
             tensor.copy_(values)
         if tensor.is_leaf:
-            tensor.requires_grad_(requires_grad)
+            if tensor.requires_grad != requires_grad:  # those made in inference mode refuse to be told
+                tensor.requires_grad_(requires_grad)
             tensor.grad = gradient()
         return tensor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vision_wrapper._state import preserve_mode, preserve_random_states
+from vision_wrapper._state import preserve_mode, preserve_order, preserve_random_states
 from vision_wrapper.data.loaders import Loader, Loaders
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset
 from vision_wrapper.data.stats import mean_and_std
@@ -81,17 +82,23 @@ def check(
     Returns:
         The findings, errors first. Each says what to do.
     """
-    with preserve_random_states():
-        findings = list(_findings(data, loaders, model, near_duplicates))
+    named = _named(loaders)
+    with preserve_random_states(), ExitStack() as stack:
+        for loader in named.values():
+            stack.enter_context(preserve_order(loader))
+        findings = list(_findings(data, named, model, near_duplicates))
     return Findings(sorted(findings, key=lambda finding: finding.severity))
 
 
-def _findings(data: ImageData | None, loaders: Any, model: nn.Module | None, near: bool) -> Iterator[Finding]:
+def _named(loaders: Any) -> dict[str, Any]:
+    named = loaders._asdict() if isinstance(loaders, Loaders) else dict(loaders or {})
+    return {name: loader for name, loader in named.items() if name in ("train", "val", "test") and loader is not None}
+
+
+def _findings(data: ImageData | None, named: dict[str, Any], model: nn.Module | None, near: bool) -> Iterator[Finding]:
     if data is not None:
         yield from check_labels(data)
         yield from check_duplicates(data, near=near)
-    named = loaders._asdict() if isinstance(loaders, Loaders) else dict(loaders or {})
-    named = {name: loader for name, loader in named.items() if name in ("train", "val", "test") and loader is not None}
     classes = None if data is None else len(data.classes)
     for name, loader in named.items():
         yield from check_loader(name, loader, data)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._files import PathLike, read_tensors, remove_leftovers, write_tensors
-from vision_wrapper._state import random_states, set_random_states
+from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
 from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
@@ -63,6 +63,7 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "average": None if trainer._average is None else trainer._average.averages,
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "epoch_random": run.epoch_random,
+        "loader_random": loader_states(run.loader),
     }
     write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), "run": position})
 
@@ -142,6 +143,7 @@ def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
             callback.load_state_dict(kept)
     run.epoch_random, run.resume_random = position["epoch_random"], state["random"]
     set_random_states(state["random"])  # also where no epoch is left
+    set_loader_states(run.loader, position["loader_random"])
 
 
 def _advanced_groups(trainer: Trainer, run: _Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._files import PathLike
-from vision_wrapper._state import preserve_mode, preserve_random_states, random_states, set_random_states
+from vision_wrapper._state import (
+    loader_states,
+    preserve_mode,
+    preserve_order,
+    preserve_random_states,
+    random_states,
+    set_loader_states,
+    set_random_states,
+)
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import BATCH_OF_ONE, check_batch, does_not_take, has_batch_norm, shuffles
 from vision_wrapper.errors import DataError, SettingError
@@ -313,10 +321,11 @@ class Trainer:
         """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
         loader, epoch = run.loader, run.first_epoch + run.epoch
         if run.batch == 0:
-            run.epoch_random = random_states()
+            run.epoch_random = {**random_states(), "loader": loader_states(loader)}
             _reset_epoch(run, self.device)
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
+            set_loader_states(loader, run.epoch_random["loader"])
         batches = self._batches(loader, epoch, run.batch)
         if run.resume_random is not None:
             set_random_states(run.resume_random)
@@ -459,7 +468,7 @@ class Trainer:
 
     def _forward_pass(self, loader: Batches, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, targets) of each batch on the device, in eval mode, without gradients."""
-        with preserve_mode(self.model):
+        with preserve_mode(self.model), preserve_order(loader):
             self.model.eval()
             for batch in self._batches(loader, 0):
                 inputs, targets = self._prepare(*check_pair(batch))
@@ -494,7 +503,7 @@ class Trainer:
         """The first batch of a validation loader, before training; iterators lose it, so they are not looked at."""
         if loader is None or isinstance(loader, Iterator):
             return
-        with preserve_random_states():
+        with preserve_random_states(), preserve_order(loader):
             first = next(self._batches(loader, 0), None)
         if first is not None:
             self._check_batch(first, loader, training=False)
