@@ -61,6 +61,16 @@ def tiny() -> data.ImageData:
     )
 
 
+@pytest.fixture(scope="module")
+def images() -> data.ImageData:
+    """45 training and 15 test images of 16x16 whose class is their colour, so that a network learns them."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    pixels = rng.integers(0, 80, (60, 16, 16, 3)).astype(np.uint8)
+    pixels[np.arange(60), :, :, labels] += 120
+    return data.from_arrays((pixels[:45], labels[:45]), (pixels[45:], labels[45:]), ("circle", "square", "star"))
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """train/ and test/ with the classes cat and dog: 4 and 2 PNG files of 12x10 pixels (width x height) each."""

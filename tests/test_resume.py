@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_trainer import CLASSES, equal, make, weights
+from test_trainer import equal, make, weights
 
 from vision_wrapper import data, recipes
 from vision_wrapper.errors import DataNotFoundError, DeviceMemoryError, OtherRunError, SettingError, WorkerError
@@ -22,23 +22,14 @@ TINY = {"widths": (4, 4, 8, 8), "dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
-def images():
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    pixels = rng.integers(0, 80, (60, 16, 16, 3)).astype(np.uint8)
-    pixels[np.arange(60), :, :, labels] += 120
-    return data.from_arrays((pixels[:45], labels[:45]), (pixels[45:], labels[45:]), CLASSES)
-
-
-@pytest.fixture(scope="module")
 def folder(images, tmp_path_factory):
     """The images as files, which two workers read."""
     base = tmp_path_factory.mktemp("images")
     for part, split in (("train", images.train), ("test", images.test)):
         for i in range(len(split)):
             image, label = split[i]
-            (base / part / CLASSES[label]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(base / part / CLASSES[label] / f"{i}.png")
+            (base / part / images.classes[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(base / part / images.classes[label] / f"{i}.png")
     return base
 
 

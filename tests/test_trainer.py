@@ -24,18 +24,6 @@ from vision_wrapper.errors import (
 )
 from vision_wrapper.trainer import Callback, CSVLog, EarlyStopping, EpochLog, History, ProgressBar, Trainer, schedules
 
-CLASSES = ("circle", "square", "star")
-
-
-@pytest.fixture(scope="module")
-def images():
-    """60 small images whose class is their colour, so that a network learns them."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    pixels = rng.integers(0, 80, (60, 16, 16, 3)).astype(np.uint8)
-    pixels[np.arange(60), :, :, labels] += 120
-    return data.from_arrays((pixels[:45], labels[:45]), (pixels[45:], labels[45:]), CLASSES)
-
 
 def make(images, *, dropout=0.0, augment="crop_flip", optimizer="adam", **arguments):
     vw.seed_everything(3)

@@ -35,6 +35,9 @@ class Loader:
     epoch, index). Each plain pass over it (`for images, targets in loader`) is its next epoch; `batches(epoch)` gives
     the batches of any epoch and leaves the count alone. An evaluation loader gives raw images in their own order.
 
+    Images in memory are augmented in whole batches where the augmentation has such a form, some thirty times as fast as
+    image by image; `path` says which it is.
+
     Attributes:
         split: the raw images and labels; indices refer to it.
         classes: the names of the labels.
