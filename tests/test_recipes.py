@@ -1,6 +1,8 @@
 """Every recipe, in a reduced form, from data to run folder; and the command line."""
 
+import contextlib
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 import vision_wrapper as vw
-from vision_wrapper import data, recipes, report
+from vision_wrapper import cli, data, recipes, report
 from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, UnknownNameError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES
 from vision_wrapper.trainer import Callback
@@ -268,16 +270,19 @@ def test_a_full_disk_is_said_and_leaves_what_was(images, tmp_path):
 
 
 def command(*arguments, cwd, expect=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "vision_wrapper", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    """What the command says, in this process: starting one takes seconds."""
+    said = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["vision-wrapper", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert (ended.value.code or 0) == expect, said.getvalue()
+    return said.getvalue()
 
 
 def test_the_command_line_from_training_to_export(tmp_path):

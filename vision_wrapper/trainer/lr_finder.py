@@ -30,7 +30,8 @@ class LRCurve:
     Attributes:
         lrs: rising learning rates.
         losses: as many losses, exponentially smoothed as torch-lr-finder does.
-        suggestion: the rate where the loss falls most steeply on a logarithmic scale, or None if the curve is useless.
+        suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point; None if
+            the curve is useless.
         reason: why there is a suggestion or none.
     """
 
@@ -51,11 +52,13 @@ def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve
     if len(lrs) < LEAST_POINTS:
         return useless(f"Only {len(lrs)} points, at least {LEAST_POINTS} are needed: raise num_iter or lower start_lr.")
     first, last = math.ceil(SKIP_START * len(lrs)), len(lrs) - math.ceil(SKIP_END * len(lrs))
-    rates, values = np.log(lrs[first:last]), np.asarray(losses[first:last])
+    values = np.asarray(losses[first:last])
     fall = (values[0] - values.min()) / max(abs(values[0]), 1e-12)
     if fall < LEAST_FALL:
         return useless(f"The loss hardly falls ({fall:.1%}): try more steps or other rates, and look at the data.")
-    steepest = int(np.gradient(values, rates).argmin())
+    # Up to the lowest point: Adam's loss may burst beyond it and then fall from there, steeper than it ever fell.
+    values = values[: max(int(values.argmin()) + 1, 2)]
+    steepest = int(np.gradient(values, np.log(lrs[first : first + len(values)])).argmin())
     return LRCurve(lrs, losses, float(lrs[first + steepest]), f"The loss falls most steeply here.{stopped}")
 
 
