@@ -97,7 +97,7 @@ def test_bad_ranges(task):
 
 
 def test_a_burst_of_the_loss_is_not_taken_for_the_steepest_fall():
-    """As Adam on CIFAR-10: a slow fall to 1.6 at 1e-2, a burst to 6 at 0.1, and a fall from there that is no learning."""
+    """As Adam on CIFAR-10: a slow fall to 1.6, a burst to 6 at 0.1, and a fall from there that is no learning."""
     lrs = np.geomspace(1e-6, 10, 100)
     slow = 3.1 - 1.5 / (1 + np.exp(-2 * np.log(lrs / 1e-3)))
     burst = 4.5 * np.exp(-(np.log(lrs / 0.1) ** 2) / 0.5) + np.clip(np.log(lrs / 0.03), 0, 1)
