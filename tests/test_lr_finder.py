@@ -103,3 +103,21 @@ def test_a_burst_of_the_loss_is_not_taken_for_the_steepest_fall():
     burst = 4.5 * np.exp(-(np.log(lrs / 0.1) ** 2) / 0.5) + np.clip(np.log(lrs / 0.03), 0, 1)
     curve = suggest(lrs.tolist(), (slow + burst).tolist())
     assert curve.suggestion == pytest.approx(1e-3, rel=0.2)
+
+
+def test_a_loss_with_a_state_is_left_as_it_was(task):
+    class Counting(nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, logits, targets):
+            self.calls += 1
+            return super().forward(logits, targets)
+
+    model, loader = task
+    loss = Counting()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
+    trainer.find_lr(loader, num_iter=12)
+    trainer.evaluate(loader)
+    assert float(loss.calls) == 0

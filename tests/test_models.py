@@ -347,3 +347,8 @@ def test_unknown_names():
 def test_an_image_that_is_too_small_is_said():
     with pytest.raises(SettingError, match="at least 8x8"):
         models.CustomResNet(10, widths=(4, 4, 4, 4))(torch.zeros(2, 3, 4, 4))
+
+
+def test_a_summary_of_lazy_layers_says_what_to_do():
+    with pytest.raises(SettingError, match="lazy layers"):
+        models.summary(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3)), (3, 8, 8))

@@ -29,6 +29,10 @@ def summary(model: nn.Module, input_size: Sequence[int] = (3, 32, 32)) -> ModelS
     """
     if not isinstance(input_size, Sequence) or len(input_size) == 4:
         raise SettingError(f"input_size is that of one image, (C, H, W), without the batch; got {input_size!r}.")
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise SettingError(
+            "The model has lazy layers, whose shapes the first batch decides: run one through it before."
+        )
     parameter = next(model.parameters(), torch.zeros(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     # Zeros and not torchinfo's input_size=, which would advance the random state.

@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import DataError, SettingError
@@ -71,7 +72,12 @@ def run_lr_finder(
     if not isinstance(num_iter, int) or num_iter < 2:
         raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
     finder_class, batches_class = _classes()
-    with preserve_state(trainer.model, trainer.optimizer, trainer._scaler), preserve_order(train_loader):
+    loss = trainer.loss_fn if isinstance(trainer.loss_fn, nn.Module) else nn.Module()  # one may have a state too
+    with (
+        preserve_state(trainer.model, trainer.optimizer, trainer._scaler),
+        preserve_state(loss),
+        preserve_order(train_loader),
+    ):
         if not trainer.model.training:
             trainer.model.train()
         trainer.optimizer.zero_grad(set_to_none=True)

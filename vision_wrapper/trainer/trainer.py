@@ -433,10 +433,11 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=self.device)
         total = 0
-        for logits, targets in self._forward_pass(loader):
-            loss_sum += self._loss(logits, targets) * len(targets)
-            correct = None if correct is None else _add_correct(correct, logits, targets)
-            total += len(targets)
+        with preserve_mode(self.loss_fn) if isinstance(self.loss_fn, nn.Module) else nullcontext():
+            for logits, targets in self._forward_pass(loader):
+                loss_sum += self._loss(logits, targets) * len(targets)
+                correct = None if correct is None else _add_correct(correct, logits, targets)
+                total += len(targets)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
         hits = None if correct is None else int(correct)
