@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def default_seed():
     np.random.seed(0)
     yield
     _seeding._default_seed = 0
+
+
+def states() -> tuple:
+    """The random states of python, numpy and torch, to be compared."""
+    numpy_state = np.random.get_state()
+    return random.getstate(), numpy_state[1].tolist(), numpy_state[2], torch.get_rng_state().tolist()
 
 
 def random_images(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -131,7 +131,6 @@ def test_data_and_models_load_no_matplotlib():
     assert run(code).strip() == "False"
 
 
-@pytest.mark.skipif(not (ROOT / "cli.py").exists(), reason="no command line yet")
 def test_help_needs_no_torch():
     code = (
         "import sys\n"

@@ -15,7 +15,7 @@ import albumentations.pytorch
 import numpy as np
 import pytest
 import torch
-from conftest import random_images
+from conftest import random_images, states
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -36,15 +36,6 @@ def looks(augment, epoch=0, count=40, size=16, image=None, **arguments):
     image = random_images(1, size, seed=9)[0] if image is None else image
     apply = augmenter(augment, size, **arguments)
     return np.stack([apply(image, epoch, i) for i in range(count)])
-
-
-def states():
-    return (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        np.random.get_state()[2],
-        torch.get_rng_state().tolist(),
-    )
 
 
 # ---- the table

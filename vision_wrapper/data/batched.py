@@ -1,4 +1,4 @@
-"""Augmentation of whole batches in memory: the operations that compile to albumentations, some twenty times as fast.
+"""Augmentation of whole batches in memory: the operations that compile to albumentations, many times as fast.
 
 Numbers are drawn for a batch at once, from a counter-based generator: each is a function of (seed, epoch, index,
 draw), so an image looks the same whatever batch it is in.

@@ -35,8 +35,8 @@ class Loader:
     epoch, index). Each plain pass over it (`for images, targets in loader`) is its next epoch; `batches(epoch)` gives
     the batches of any epoch and leaves the count alone. An evaluation loader gives raw images in their own order.
 
-    Images in memory are augmented in whole batches where the augmentation has such a form, some thirty times as fast as
-    image by image; `path` says which it is.
+    Images in memory are augmented in whole batches where the augmentation has such a form, many times as fast as
+    image by image (`benchmarks/input_pipelines.py` measures it); `path` says which it is.
 
     Attributes:
         split: the raw images and labels; indices refer to it.
