@@ -66,6 +66,55 @@ def balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return random.permutation(np.concatenate(chosen))
 
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: SplitMix64's increment
+
+
+def mixed(key: np.ndarray | int, value: np.ndarray | int) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea & Flood 2014) of a key and a value, twice, uint64."""
+    with np.errstate(over="ignore"):  # it counts modulo 2**64
+        z = np.asarray(key, dtype=np.uint64) + (np.asarray(value, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
+        for _ in range(2):
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = (z ^ (z >> np.uint64(31))) + _GOLDEN
+    return z
+
+
+class BatchRandom:
+    """Uniform numbers for each sample of a batch: the k-th is a function of (seed, epoch, index, k) alone.
+
+    `stream` gives each use of its own numbers of its own.
+    """
+
+    def __init__(self, seed: int, epoch: int, indices: np.ndarray, stream: int = 0):
+        self.seed, self.epoch, self.indices = seed, epoch, indices
+        self._keys = mixed(mixed(seed, stream << 32 | epoch), indices)
+        self._drawn = 0
+
+    def uniform(self) -> np.ndarray:
+        """The next number of every sample, in [0, 1), float64 (N,)."""
+        numbers = _to_unit(mixed(self._keys, self._drawn))
+        self._drawn += 1
+        return numbers
+
+    def whole(self, count: int) -> np.ndarray:
+        """The next whole number of every sample, in 0..count - 1, all as likely, int64 (N,)."""
+        return (self.uniform() * count).astype(np.int64)
+
+    def mirrored(self) -> np.ndarray:
+        """Whether each sample is mirrored in this epoch: half of them in even epochs, the others in odd, bool (N,)."""
+        begins_mirrored = _to_unit(mixed(mixed(self.seed, _EVERY_EPOCH), self.indices)) < 0.5
+        return begins_mirrored ^ (self.epoch % 2 == 1)
+
+
+_EVERY_EPOCH = 2**64 - 1  # in place of an epoch: numbers that stay
+
+
+def _to_unit(bits: np.ndarray) -> np.ndarray:
+    """The upper 53 bits as a number in [0, 1)."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
 class SampleRandom:
     """A numpy generator and a python one that can be put at the start of any sample's own stream.
 

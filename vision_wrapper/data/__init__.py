@@ -2,9 +2,12 @@
 
 from vision_wrapper.data.augment import (
     AUGMENTATIONS,
+    AlternatingFlip,
     ColorJitter,
+    CutMix,
     Cutout,
     Flip,
+    MixUp,
     Pad,
     RandomCrop,
     RandomResizedCrop,
@@ -21,7 +24,9 @@ from vision_wrapper.data.stats import Stats, class_weights, stats
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "AlternatingFlip",
     "ColorJitter",
+    "CutMix",
     "Cutout",
     "DataSource",
     "Finding",
@@ -30,6 +35,7 @@ __all__ = [
     "ImageData",
     "Loader",
     "Loaders",
+    "MixUp",
     "Pad",
     "Preprocess",
     "RandomCrop",

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vision_wrapper._lookup import Table, check_names
-from vision_wrapper._seeding import SampleRandom
+from vision_wrapper._seeding import BatchRandom, SampleRandom
 from vision_wrapper.errors import DataError, MissingPackageError, SettingError, VisionWrapperError
 
 if TYPE_CHECKING:
@@ -79,6 +79,14 @@ class Flip:
     def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
         """The albumentations transform for images of `size`."""
         return _albumentations().HorizontalFlip(p=self.p)
+
+
+@dataclass(frozen=True)
+class AlternatingFlip:
+    """Mirror left and right in every other epoch: any two epochs in a row show both mirrors of each image.
+
+    Half of the images, drawn once, are mirrored in even epochs (Jordan 2024, arXiv:2404.00498).
+    """
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,32 @@ class ColorJitter:
         return _albumentations().ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
 
 
-Operation: TypeAlias = Pad | RandomCrop | Flip | Rotate | Cutout | RandomResizedCrop | ColorJitter
+@dataclass(frozen=True)
+class MixUp:
+    """Blend with another image, and the targets alike, by a share drawn from Beta(alpha, alpha) (Zhang et al. 2017).
+
+    The other is any image of the epoch, with its own look. Targets become probabilities (N, classes). It comes last.
+    """
+
+    alpha: float = 0.2
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """Paste a box of another image, and blend the targets by its area (Yun et al. 2019).
+
+    The area's share is drawn from Beta(alpha, alpha), its centre anywhere, and what lies outside is cut off. Else as
+    `MixUp`.
+    """
+
+    alpha: float = 1.0
+    p: float = 1.0
+
+
+Mixing: TypeAlias = MixUp | CutMix
+Compiled: TypeAlias = Pad | RandomCrop | Flip | Rotate | Cutout | RandomResizedCrop | ColorJitter
+Operation: TypeAlias = Compiled | AlternatingFlip | Mixing
 Operations: TypeAlias = tuple[Operation, ...]
 
 AUGMENTATIONS: Table[Operations] = Table(
@@ -162,6 +195,10 @@ AUGMENTATIONS: Table[Operations] = Table(
         "crop_flip_cutout_mean": (Pad(4), RandomCrop(), Flip(), Cutout(8, fill="mean")),
         "crop_flip_holes": (Pad(4), RandomCrop(), Flip(p=0.8), Cutout(8, holes=8, p=0.5)),
         "small_crop_flip_holes": (Pad(3), RandomCrop(), Flip(), Cutout(8, holes=8)),
+        "crop_alternating_flip": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip()),
+        "crop_alternating_flip_cutout": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip(), Cutout(12, fill="mean")),
+        "crop_flip_mixup": (Pad(4), RandomCrop(), Flip(), MixUp()),
+        "crop_flip_cutmix": (Pad(4), RandomCrop(), Flip(), CutMix(p=0.5)),
         "crop": (Pad(4), RandomCrop()),
         "crop_rotate": (Pad(2), RandomCrop(), Rotate(10.0)),
         "crop_rotate_cutout": (Pad(4), RandomCrop(), Rotate(5.0), Cutout(16, p=0.5)),
@@ -170,7 +207,7 @@ AUGMENTATIONS: Table[Operations] = Table(
 )
 
 # What `augmentation` lets one change, and which field of which operation it is.
-_CHANGES: dict[str, tuple[type, str]] = {
+_CHANGES: dict[str, tuple[Any, str]] = {
     "pad": (Pad, "pixels"),
     "pad_mode": (Pad, "mode"),
     "flip_p": (Flip, "p"),
@@ -178,6 +215,8 @@ _CHANGES: dict[str, tuple[type, str]] = {
     "hole_size": (Cutout, "size"),
     "holes": (Cutout, "holes"),
     "hole_p": (Cutout, "p"),
+    "mix_alpha": (Mixing, "alpha"),
+    "mix_p": (Mixing, "p"),
 }
 
 
@@ -186,8 +225,8 @@ def augmentation(name: str, **changes: Any) -> Operations:
 
     Args:
         name: in `AUGMENTATIONS`.
-        changes: `pad`, `pad_mode`, `flip_p`, `degrees`, `hole_size`, `holes`, `hole_p`, and `fill` (of holes, padding
-            and corners: 0..255, a tuple of these, or "mean").
+        changes: `pad`, `pad_mode`, `flip_p`, `degrees`, `hole_size`, `holes`, `hole_p`, `mix_alpha`, `mix_p`, and
+            `fill` (of holes, padding and corners: 0..255, a tuple of these, or "mean").
 
     Raises:
         UnknownNameError: an unknown name or change.
@@ -208,7 +247,7 @@ def augmentation(name: str, **changes: Any) -> Operations:
     return operations
 
 
-def _has(operation: Operation, kind: type, field: str) -> bool:
+def _has(operation: Operation, kind: Any, field: str) -> bool:
     return isinstance(operation, kind) and field in {f.name for f in fields(operation)}
 
 
@@ -247,7 +286,9 @@ class Augmenter:
             operations = AUGMENTATIONS[augment]
         elif isinstance(augment, (tuple, list)):
             operations = _checked_operations(augment)
-        self.operations = operations  # None where it is somebody's own
+        # What is done to each image by itself (None where it is somebody's own), and then to pairs of them.
+        self.operations, self.mixing = _without_mixing(operations)
+        self._alternates = any(isinstance(operation, AlternatingFlip) for operation in operations or ())
         # Without a name it is not known whether the images have to be of the model's size first.
         self.takes_any_size = operations is None or any(isinstance(o, RandomResizedCrop) for o in operations)
         self._random = SampleRandom(seed)
@@ -255,6 +296,8 @@ class Augmenter:
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """A uint8 image (H, W, C) to an augmented one."""
+        if self._alternates and BatchRandom(self.seed, epoch, np.array([index])).mirrored()[0]:
+            image = np.ascontiguousarray(image[:, ::-1])  # first: what follows is as likely as its mirror image
         if self._apply is None:
             return image
         self._random.move_to(epoch, index)
@@ -272,9 +315,10 @@ class Augmenter:
         self, augment: Any, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
     ) -> Callable[[np.ndarray], np.ndarray] | None:
         if operations is not None:
-            if not operations:
+            compiled = [operation.compile(size, mean) for operation in operations if isinstance(operation, Compiled)]
+            if not compiled:
                 return None
-            compose = _albumentations().Compose([operation.compile(size, mean) for operation in operations])
+            compose = _albumentations().Compose(compiled)
             return _Albumentations(compose, self._random)
         if _comes_from(augment, "albumentations"):
             import copy
@@ -299,6 +343,20 @@ def _checked_operations(augment: Sequence[Any]) -> Operations:
                 "Put transforms of albumentations or torchvision into their own Compose."
             )
     return tuple(augment)
+
+
+def _without_mixing(operations: Operations | None) -> tuple[Operations | None, Mixing | None]:
+    """The operations on single images, and the one on pairs, which comes last."""
+    if not operations or not any(isinstance(operation, Mixing) for operation in operations):
+        return operations, None
+    *single, last = operations
+    if not isinstance(last, Mixing) or any(isinstance(operation, Mixing) for operation in single):
+        raise SettingError(
+            f"An augmentation has at most one of MixUp and CutMix, as its last operation; got {operations}."
+        )
+    if not last.alpha > 0 or not 0 <= last.p <= 1:
+        raise SettingError(f"alpha must be above 0, and p in [0, 1]; got {last}.")
+    return tuple(single), last
 
 
 def _describe(augment: Augmentation) -> str:

@@ -1,22 +1,35 @@
-"""Augmentation of whole batches in memory: the operations that compile to albumentations, many times as fast.
+"""Augmentation of whole batches: the operations that compile to albumentations, many times as fast.
 
-Numbers are drawn for a batch at once, from a counter-based generator: each is a function of (seed, epoch, index,
-draw), so an image looks the same whatever batch it is in.
+Numbers are drawn for a batch at once, on the CPU, from a counter-based generator: each is a function of (seed, epoch,
+index, draw), so an image looks the same whatever batch it is in. What is drawn is then carried out by numpy, or by
+torch on the GPU where the images lie; neither waits for the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from vision_wrapper.data.augment import Augmenter, Cutout, Flip, Operation, Pad, RandomCrop, Rotate, fill_value
+from vision_wrapper._seeding import BatchRandom
+from vision_wrapper.data.augment import (
+    AlternatingFlip,
+    Augmenter,
+    Cutout,
+    Flip,
+    Mixing,
+    MixUp,
+    Operation,
+    Pad,
+    RandomCrop,
+    Rotate,
+    fill_value,
+)
 
-Draw: TypeAlias = Callable[[], np.ndarray]  # the next uniform number in [0, 1) of every image, float64 (N,)
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: SplitMix64's increment
+Drawn: TypeAlias = dict[str, np.ndarray]  # what was drawn for each image of a batch, arrays (N, …)
 
 
 class Form(NamedTuple):
@@ -34,14 +47,23 @@ class BatchAugmenter:
 
     def __call__(self, images: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
         """The batch augmented; `images`, contiguous, may be written to. `indices` (N,) say which image each is."""
-        keys = _mixed(_mixed(np.uint64(self.seed), np.uint64(epoch)), indices.astype(np.uint64))
-        numbers = count()
-
-        def draw() -> np.ndarray:
-            return (_mixed(keys, np.uint64(next(numbers))) >> np.uint64(11)) * 2.0**-53
-
+        random = BatchRandom(self.seed, epoch, indices)
         for operation in self.operations:
-            images = _STEPS[type(operation)](operation, images, draw, self.form)
+            step = _STEPS[type(operation)]
+            images = step.on_cpu(operation, images, self.form, **step.draw(operation, random, images.shape, self.form))
+        return images
+
+    def on_device(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
+        """The same for a batch on a GPU, which the CPU does not wait for.
+
+        The pixels are those of `__call__`, of a rotation to a few of 255 levels.
+        """
+        random = BatchRandom(self.seed, epoch, indices)
+        for operation in self.operations:
+            step = _STEPS[type(operation)]
+            drawn = step.draw(operation, random, tuple(images.shape), self.form)
+            moved = {name: to_device(values, images.device) for name, values in drawn.items()}
+            images = step.on_gpu(operation, images, self.form, **moved)
         return images
 
 
@@ -58,26 +80,47 @@ def batch_augmenter(augmenter: Augmenter, shape: tuple[int, ...]) -> BatchAugmen
     return batched if keeps_shape else None
 
 
-def _mixed(key: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea & Flood 2014) of a key and a value, twice."""
-    with np.errstate(over="ignore"):  # it counts modulo 2**64
-        z = np.asarray(key) + (np.asarray(value) + np.uint64(1)) * _GOLDEN
-        for _ in range(2):
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z = (z ^ (z >> np.uint64(31))) + _GOLDEN
-    return z
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device; a GPU copies it from pinned memory, without the CPU waiting."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _whole(draw: Draw, count: int) -> np.ndarray:
-    """Whole numbers in 0..count - 1, all as likely."""
-    return (draw() * count).astype(np.int64)
+# ---- what is drawn for each image
 
 
-# ---- the operations
+def _nothing(operation: Any, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    return {}
 
 
-def _pad(operation: Pad, images: np.ndarray, draw: Draw, form: Form) -> np.ndarray:
+def _draw_place(operation: RandomCrop, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    (_, rows, columns, _), (height, width) = shape, form.size
+    return {"tops": random.whole(rows - height + 1), "lefts": random.whole(columns - width + 1)}
+
+
+def _draw_flip(operation: Flip, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    return {"mirrored": random.uniform() < operation.p}
+
+
+def _draw_alternating(operation: AlternatingFlip, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    return {"mirrored": random.mirrored()}
+
+
+def _draw_angle(operation: Rotate, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    return {"angles": ((2 * random.uniform() - 1) * operation.degrees).astype(np.float32)}
+
+
+def _draw_holes(operation: Cutout, random: BatchRandom, shape: tuple[int, ...], form: Form) -> Drawn:
+    chosen = random.uniform() < operation.p
+    places = [[random.whole(length - operation.size + 1) for length in shape[1:3]] for _ in range(operation.holes)]
+    tops, lefts = np.array(places).transpose(1, 2, 0)  # (N, holes) each
+    return {"chosen": chosen, "tops": np.ascontiguousarray(tops), "lefts": np.ascontiguousarray(lefts)}
+
+
+# ---- carried out by numpy
+
+
+def _pad(operation: Pad, images: np.ndarray, form: Form) -> np.ndarray:
     width, (n, height, length, channels) = operation.pixels, images.shape
     if operation.mode == "reflect":
         return np.pad(images, ((0, 0), (width, width), (width, width), (0, 0)), mode="reflect")
@@ -89,41 +132,41 @@ def _pad(operation: Pad, images: np.ndarray, draw: Draw, form: Form) -> np.ndarr
     return padded
 
 
-def _random_crop(operation: RandomCrop, images: np.ndarray, draw: Draw, form: Form) -> np.ndarray:
-    (height, width), (n, rows, columns, channels) = form.size, images.shape
-    tops, lefts = _whole(draw, rows - height + 1), _whole(draw, columns - width + 1)
+def _crop(operation: RandomCrop, images: np.ndarray, form: Form, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+    (height, width), (n, _, _, channels) = form.size, images.shape
     return _windows(images, height, width)[np.arange(n), tops, lefts].reshape(n, height, width, channels)
 
 
-def _flip(operation: Flip, images: np.ndarray, draw: Draw, form: Form) -> np.ndarray:
+def _flip(operation: Any, images: np.ndarray, form: Form, mirrored: np.ndarray) -> np.ndarray:
     import cv2
 
-    for index in np.flatnonzero(draw() < operation.p):
+    for index in np.flatnonzero(mirrored):
         cv2.flip(images[index], 1, images[index])  # a third of the time of numpy's reversed copy
     return images
 
 
-def _rotate(operation: Rotate, images: np.ndarray, draw: Draw, form: Form) -> np.ndarray:
+def _rotate(operation: Rotate, images: np.ndarray, form: Form, angles: np.ndarray) -> np.ndarray:
     import cv2
 
     height, width = images.shape[1:3]
     centre, fill = ((width - 1) / 2, (height - 1) / 2), fill_value(operation.fill, form.mean)
     fill = fill if isinstance(fill, tuple) else (fill,) * len(form.mean)
-    for image, share in zip(images, draw(), strict=True):
-        turn = cv2.getRotationMatrix2D(centre, (2 * share - 1) * operation.degrees, 1.0)
+    for image, angle in zip(images, angles, strict=True):
+        turn = cv2.getRotationMatrix2D(centre, float(angle), 1.0)
         turned = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
         image[:] = turned.reshape(image.shape)
     return images
 
 
-def _cutout(operation: Cutout, images: np.ndarray, draw: Draw, form: Form) -> np.ndarray:
+def _cutout(
+    operation: Cutout, images: np.ndarray, form: Form, chosen: np.ndarray, tops: np.ndarray, lefts: np.ndarray
+) -> np.ndarray:
     side, fill = operation.size, np.asarray(fill_value(operation.fill, form.mean), dtype=np.uint8)
-    chosen = np.flatnonzero(draw() < operation.p)
+    cut = np.flatnonzero(chosen)
     windows = _windows(images, side, side)
     row = np.tile(fill, windows.shape[-1] // fill.size)
-    for _ in range(operation.holes):
-        tops, lefts = (_whole(draw, length - side + 1)[chosen] for length in images.shape[1:3])
-        windows[chosen, tops, lefts] = row
+    for hole in range(operation.holes):
+        windows[cut, tops[cut, hole], lefts[cut, hole]] = row
     return images
 
 
@@ -141,10 +184,140 @@ def _windows(images: np.ndarray, height: int, width: int) -> np.ndarray:
     )
 
 
-_STEPS: dict[type, Callable[..., np.ndarray]] = {
-    Cutout: _cutout,
-    Flip: _flip,
-    Pad: _pad,
-    RandomCrop: _random_crop,
-    Rotate: _rotate,
+# ---- carried out by torch, on the GPU: few and large operations, none that waits
+
+
+def _gpu_pad(operation: Pad, images: Tensor, form: Form) -> Tensor:
+    width, (height, length) = operation.pixels, images.shape[1:3]
+    rows, columns = (torch.arange(-width, n + width, device=images.device) for n in (height, length))
+    if operation.mode == "reflect":
+        rows, columns = (_reflected(places, n) for places, n in ((rows, height), (columns, length)))
+        return images[:, rows[:, None], columns]
+    padded = images[:, rows.clamp(0, height - 1)[:, None], columns.clamp(0, length - 1)]
+    inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < length)
+    return torch.where(inside[:, :, None], padded, _gpu_fill(operation.fill, images, form))
+
+
+def _reflected(places: Tensor, count: int) -> Tensor:
+    """Places outside 0..count - 1 mirrored at the first and the last, which are not repeated."""
+    return (count - 1) - ((count - 1) - places.abs()).abs()
+
+
+def _gpu_crop(operation: RandomCrop, images: Tensor, form: Form, tops: Tensor, lefts: Tensor) -> Tensor:
+    rows, columns = (
+        first[:, None] + torch.arange(count, device=images.device)
+        for first, count in zip((tops, lefts), form.size, strict=True)
+    )
+    samples = torch.arange(len(images), device=images.device)
+    return images[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _gpu_flip(operation: Any, images: Tensor, form: Form, mirrored: Tensor) -> Tensor:
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+
+
+def _gpu_rotate(operation: Rotate, images: Tensor, form: Form, angles: Tensor) -> Tensor:
+    n, height, width, channels = images.shape
+    radians = torch.deg2rad(angles)
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # Places go from -1 to 1 in both directions, whatever the sides: lengths are weighed by them.
+    long, wide = (height - 1) / max(width - 1, 1), (width - 1) / max(height - 1, 1)
+    turns = torch.stack([torch.stack([cos, -sin * long, zero], 1), torch.stack([sin * wide, cos, zero], 1)], 1)
+    grid = torch.nn.functional.affine_grid(turns, [n, channels, height, width], align_corners=True)
+    fill = _gpu_fill(operation.fill, images, form)
+    above = (images.float() - fill).permute(0, 3, 1, 2)  # outside it is 0 above the fill
+    turned = torch.nn.functional.grid_sample(above, grid, align_corners=True).permute(0, 2, 3, 1) + fill
+    return turned.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _gpu_cutout(operation: Cutout, images: Tensor, form: Form, chosen: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
+    def lies_in(first: Tensor, count: int) -> Tensor:
+        places = torch.arange(count, device=images.device)
+        return (places >= first[:, None]) & (places < first[:, None] + operation.size)
+
+    cut = torch.zeros(images.shape[:3], dtype=torch.bool, device=images.device)
+    for hole in range(operation.holes):
+        rows, columns = lies_in(tops[:, hole], images.shape[1]), lies_in(lefts[:, hole], images.shape[2])
+        cut |= rows[:, :, None] & columns[:, None, :]
+    cut &= chosen[:, None, None]
+    return torch.where(cut[..., None], _gpu_fill(operation.fill, images, form), images)
+
+
+def _gpu_fill(fill: Any, images: Tensor, form: Form) -> Tensor:
+    """uint8 (1,) or (C,) on the images' device."""
+    return to_device(np.atleast_1d(np.asarray(fill_value(fill, form.mean), dtype=np.uint8)), images.device)
+
+
+class _Step(NamedTuple):
+    """An operation's batch form: what it draws, and how that is carried out."""
+
+    draw: Callable[..., Drawn]
+    on_cpu: Callable[..., np.ndarray]
+    on_gpu: Callable[..., Tensor]
+
+
+_STEPS: dict[type, _Step] = {
+    AlternatingFlip: _Step(_draw_alternating, _flip, _gpu_flip),
+    Cutout: _Step(_draw_holes, _cutout, _gpu_cutout),
+    Flip: _Step(_draw_flip, _flip, _gpu_flip),
+    Pad: _Step(_nothing, _pad, _gpu_pad),
+    RandomCrop: _Step(_draw_place, _crop, _gpu_crop),
+    Rotate: _Step(_draw_angle, _rotate, _gpu_rotate),
 }
+
+
+# ---- pairs of images
+
+
+class Mixer:
+    """MixUp or CutMix of normalised batches; share, box and partner are functions of (seed, epoch, index)."""
+
+    _STREAM = 1  # beside the numbers of the single images' operations
+
+    def __init__(self, operation: Mixing, classes: int, seed: int):
+        self.operation, self.classes, self.seed = operation, classes, seed
+
+    def partners(self, order: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """The index of the image that each is mixed with: any of the epoch's `order`."""
+        return order[BatchRandom(self.seed, epoch, indices, self._STREAM).whole(len(order))]
+
+    def __call__(self, images: Tensor, targets: Tensor, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The batch mixed with its partners: images (N, C, H, W) and probabilities (N, classes).
+
+        `images` (2N, C, H, W) and `targets`, classes (2N,), are of the batch and then of its partners.
+        """
+        n, device = len(indices), images.device
+        random = BatchRandom(self.seed, epoch, indices, self._STREAM)
+        random.uniform()  # the partner's
+        kept = _beta(self.operation.alpha, random.uniform())
+        kept[random.uniform() >= self.operation.p] = 1.0
+        if isinstance(self.operation, MixUp):
+            share = to_device(kept.astype(np.float32), device)
+            images = torch.lerp(images[n:], images[:n], share[:, None, None, None])
+        else:
+            boxes = _boxes(random, kept, images.shape[2], images.shape[3])
+            kept = 1 - boxes.mean(axis=(1, 2), dtype=np.float64)  # what is left once the box is cut at the edges
+            share = to_device(kept.astype(np.float32), device)
+            images = torch.where(to_device(boxes, device)[:, None], images[n:], images[:n])
+        classes = torch.arange(self.classes, device=device)
+        probabilities = (targets[:, None] == classes).float()
+        return images, torch.lerp(probabilities[n:], probabilities[:n], share[:, None])
+
+
+def _beta(alpha: float, uniform: np.ndarray) -> np.ndarray:
+    """Numbers of Beta(alpha, alpha), by the inverse of its distribution function."""
+    from scipy.special import betaincinv
+
+    return betaincinv(alpha, alpha, uniform)
+
+
+def _boxes(random: BatchRandom, kept: np.ndarray, height: int, width: int) -> np.ndarray:
+    """For each image which pixels the partner's box covers, bool (N, H, W): 1 - kept of the area, before the edges."""
+
+    def covered(length: int) -> np.ndarray:
+        half = (length * np.sqrt(1 - kept)).astype(np.int64) / 2
+        centre, places = random.whole(length), np.arange(length)
+        return (places >= np.floor(centre - half)[:, None]) & (places < np.floor(centre + half)[:, None])
+
+    rows, columns = covered(height), covered(width)
+    return rows[:, :, None] & columns[:, None, :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.augment import Augmentation, Augmenter
-from vision_wrapper.data.batched import batch_augmenter
+from vision_wrapper.data.batched import BatchAugmenter, Mixer, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
 from vision_wrapper.data.stats import mean_and_std
@@ -26,17 +26,21 @@ DEFAULT_PHOTO_SIZE = (224, 224)  # pixels; ImageNet's, for folders whose images 
 _PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of its images
 _FINGERPRINTED = 16  # images
 _MAX_WORKERS = 8  # more only pays on machines whose owner will say so
+_DEVICE_SHARE = 4  # raw images are kept on a GPU where they take at most a quarter of its free memory
 
 
 class Loader:
     """Batches `(images, targets)`: float32 (N, C, H, W), normalised, and int64 (N,).
+
+    Where the augmentation mixes images (`MixUp`, `CutMix`), targets are probabilities, float32 (N, classes).
 
     A training loader is shuffled and augmented; the order is that of (seed, epoch), an image's look that of (seed,
     epoch, index). Each plain pass over it (`for images, targets in loader`) is its next epoch; `batches(epoch)` gives
     the batches of any epoch and leaves the count alone. An evaluation loader gives raw images in their own order.
 
     Images in memory are augmented in whole batches where the augmentation has such a form, many times as fast as
-    image by image (`benchmarks/input_pipelines.py` measures it); `path` says which it is.
+    image by image (`benchmarks/input_pipelines.py` measures it); with a GPU they are kept there and augmented there.
+    `path` says which it is.
 
     Attributes:
         split: the raw images and labels; indices refer to it.
@@ -65,7 +69,10 @@ class Loader:
         self.epoch = 0
         self.device = torch.device("cpu")
         self._samples = _Samples(split, preprocess, augmenter)
+        mixing = augmenter.mixing if augmenter is not None else None
+        self._mixer = None if mixing is None else Mixer(mixing, len(classes), seed)
         self._workers: list[_Workers] = []
+        self._on_device: _DeviceSamples | None = None
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -88,8 +95,8 @@ class Loader:
 
     @property
     def path(self) -> str:
-        """How batches are made: "whole batches" from memory, or "image by image" (albumentations, files)."""
-        return self._samples.path
+        """How batches are made: "whole batches" from memory, "whole batches on cuda", or "image by image"."""
+        return f"{self._samples.path} on {self.device.type}" if self._device_samples() else self._samples.path
 
     def batches(self, epoch: int, start: int = 0, channels_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from batch number `start` on; `channels_last` is their memory format."""
@@ -99,16 +106,38 @@ class Loader:
             for first in range(start * self.batch_size, len(order), self.batch_size)
         ][: len(self) - start]
         requests = [(epoch, chunk) for chunk in chunks]
-        if not self.num_workers:
-            produced: Iterable[tuple[Tensor, Tensor]] = map(self._samples.__getitem__, requests)
-        else:
-            produced = self._idle_workers().run(requests)
+        if self._mixer is not None:
+            partners = (self._mixer.partners(order, epoch, chunk) for chunk in chunks)
+            requests = [(epoch, np.concatenate(pair)) for pair in zip(chunks, partners, strict=True)]
+        for (images, targets), chunk in zip(self._produce(requests), chunks, strict=True):
+            images = self.preprocess.normalise(images, channels_last)
+            if self._mixer is not None:
+                images, targets = self._mixer(images, targets, epoch, chunk)
+            yield images, targets
+
+    def _produce(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raw batches on the device, which is not waited for: uint8 (N, H, W, C) and int64 (N,)."""
+        kept = self._device_samples()
+        if kept is not None:
+            yield from map(kept.__getitem__, requests)
+            return
+        produced = self._idle_workers().run(requests) if self.num_workers else map(self._samples.__getitem__, requests)
         asynchronous = self.device.type == "cuda"
         for images, targets in produced:
             if asynchronous:  # pinned memory is copied without waiting
                 images, targets = images.pin_memory(), targets.pin_memory()
-            images = images.to(self.device, non_blocking=asynchronous)
-            yield self.preprocess.normalise(images, channels_last), targets.to(self.device, non_blocking=asynchronous)
+            yield tuple(part.to(self.device, non_blocking=asynchronous) for part in (images, targets))  # type: ignore[misc]
+
+    def _device_samples(self) -> _DeviceSamples | None:
+        """The samples on the GPU, where there is one and they fit; put there at the first batch."""
+        if self.device.type != "cuda" or self.num_workers or self._samples.stored is None:
+            return None
+        if self._on_device is None or self._on_device.device != self.device:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self._samples.stored_bytes() * _DEVICE_SHARE > free:
+                return None
+            self._on_device = _DeviceSamples(self._samples, self.device)
+        return self._on_device
 
     def _idle_workers(self) -> _Workers:
         """Workers that no unfinished pass is using: a second pass beside it needs its own."""
@@ -130,7 +159,7 @@ class Loader:
             "balanced": self.balanced,
             "seed": self.seed,
             "augmentation": self._samples.augmenter.description if self._samples.augmenter else "none",
-            "path": self.path,
+            "path": self._samples.path,  # on any device the looks are the same
             "size": list(self.preprocess.size),
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
@@ -158,33 +187,38 @@ class _Samples:
 
     def __init__(self, split: Split, preprocess: Preprocess, augmenter: Augmenter | None):
         self.split, self.preprocess, self.augmenter = split, preprocess, augmenter
-        stored, self._places = _in_memory(split)
+        stored, self.places = _in_memory(split)
         shape = (*preprocess.size, preprocess.channels)
         fits = stored is not None and stored.shape[1:3] == preprocess.size
-        self._batched = batch_augmenter(augmenter, shape) if fits and augmenter is not None else None
-        # The images, where whole batches can be taken from them.
-        self._stored = stored if fits and (augmenter is None or self._batched is not None) else None
+        self.batched: BatchAugmenter | None = batch_augmenter(augmenter, shape) if fits and augmenter else None
+        # The images (all, H, W, C), where whole batches can be taken from them, at `places` (None: in their order).
+        self.stored = stored if fits and (augmenter is None or self.batched is not None) else None
 
     @property
     def path(self) -> str:
         """How batches are made."""
-        return "image by image" if self._stored is None else "whole batches"
+        return "image by image" if self.stored is None else "whole batches"
+
+    def stored_bytes(self) -> int:
+        """What the split's own stored images take."""
+        assert self.stored is not None
+        return len(self.split) * self.stored[0].nbytes
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, C) and int64 (N,)."""
         epoch, indices = request
         labels = torch.from_numpy(self.split.labels[indices])
-        if self._stored is not None:
-            return torch.from_numpy(self._whole_batch(self._stored, epoch, indices)), labels
+        if self.stored is not None:
+            return torch.from_numpy(self._whole_batch(self.stored, epoch, indices)), labels
         with preserve_random_states():  # a user's augmentation may draw from the global generators
             images = [self._image(epoch, int(index)) for index in indices]
         return torch.from_numpy(np.stack(images)), labels
 
     def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
-        images = stored[indices if self._places is None else self._places[indices]]  # a copy
+        images = stored[indices if self.places is None else self.places[indices]]  # a copy
         if images.shape[3] != self.preprocess.channels:
             images = np.repeat(images, self.preprocess.channels, axis=3)
-        return images if self._batched is None else self._batched(images, epoch, indices)
+        return images if self.batched is None else self.batched(images, epoch, indices)
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
         image = self.split[index][0]
@@ -193,6 +227,26 @@ class _Samples:
         if not self.augmenter.takes_any_size:
             image = self.preprocess.resize(image)
         return self.preprocess.resize(self.augmenter(image, epoch, index))
+
+
+class _DeviceSamples:
+    """The same, of images that lie on a GPU: there they are gathered and augmented, and the CPU does not wait."""
+
+    def __init__(self, samples: _Samples, device: torch.device):
+        self.samples, self.device = samples, device
+        images = samples.stored if samples.places is None else samples.stored[samples.places]  # type: ignore[index]
+        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        self._labels = torch.from_numpy(samples.split.labels).to(device)
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        epoch, indices = request
+        places = to_device(indices, self.device)
+        images = self._images[places]
+        if images.shape[3] != self.samples.preprocess.channels:
+            images = images.expand(-1, -1, -1, self.samples.preprocess.channels)
+        if self.samples.batched is not None:
+            images = self.samples.batched.on_device(images, epoch, indices)
+        return images.contiguous(), self._labels[places]
 
 
 def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
