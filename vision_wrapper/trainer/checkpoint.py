@@ -56,7 +56,7 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "losses": torch.stack(run.losses) if run.losses else None,
         "sizes": run.sizes,
         "rates": [float(rate) for rate in run.rates],
-        "correct": run.correct,
+        "correct": run.count_hits(),
         "rows": run.history.rows,
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),

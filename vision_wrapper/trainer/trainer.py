@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._files import PathLike
 from vision_wrapper._state import (
     loader_states,
@@ -82,7 +83,8 @@ class _Fit(Run):
     losses: list[Tensor] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    correct: Tensor | None = None
+    correct: Tensor | None = None  # of the batches that `count_hits` has counted; None where targets are not classes
+    hits: list[Tensor] = field(default_factory=list)  # of the others, bool (N,) each
     seconds: float = 0.0
     epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
     resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
@@ -94,6 +96,12 @@ class _Fit(Run):
     def call(self, hook: str) -> None:
         for function in self.hooks[hook]:
             function(self)
+
+    def count_hits(self) -> Tensor | None:
+        """How many of the epoch so far were right, on the device."""
+        if self.correct is not None and self.hits:
+            self.correct, self.hits = self.correct + torch.cat(self.hits).sum(), []
+        return self.correct
 
 
 class Trainer:
@@ -158,8 +166,9 @@ class Trainer:
         self._forward = torch.compile(model) if compile else model
         self._autocast = autocast(self.precision, self.device)
         self._scaler = gradient_scaler(self.precision, self.device)
-        # The disabled scaler would only pass on, in every step.
-        self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
+        # A disabled scaler would only pass on, in every step.
+        self._scales = self._scaler.is_enabled()
+        self._optimizer_step = partial(self._scaler.step, optimizer) if self._scales else optimizer.step
         self._average: WeightAverage | None = None
 
     # ---- training
@@ -182,13 +191,16 @@ class Trainer:
             logits = self._forward(inputs).float()  # losses are computed in float32
             loss = self.loss_fn(logits, targets)
         total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
-        self._scaler.scale(total / window).backward()
+        if window > 1:
+            total = total / window
+        (self._scaler.scale(total) if self._scales else total).backward()
         if update:
             if self.clip_norm is not None:
                 self._scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
             self._optimizer_step()
-            self._scaler.update()
+            if self._scales:
+                self._scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             if self._average is not None:
                 self._average.update()
@@ -210,6 +222,9 @@ class Trainer:
         """Train for `epochs`, and return the history.
 
         Ctrl-C ends the run after the batch under way, writes the checkpoint, and returns the history so far.
+
+        The first fit on a CPU has glibc keep freed memory, as `_allocator` says; the environment variable
+        `VISION_WRAPPER_ALLOCATOR=system` leaves it as it is.
 
         Args:
             train_loader: of `data.make_loaders`, or any iterable of (inputs, targets), iterated once an epoch.
@@ -236,6 +251,8 @@ class Trainer:
         run.checkpoint_seconds = checkpoint_seconds
         kept = checkpoints.read(self, run, extend)  # another run's is refused before anything is changed
         self._check_validation(val_loader)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         try:
             with _stop_on_interrupt(run), _deterministic(self.deterministic):
                 self._begin(run, kept)
@@ -299,7 +316,10 @@ class Trainer:
             run.losses.append(loss)
             run.sizes.append(len(targets))
             if run.correct is not None:
-                run.correct = _add_correct(run.correct, logits, targets)
+                if _are_classes(logits, targets):
+                    run.hits.append(logits.argmax(1) == targets)
+                else:
+                    run.correct = None
             if update and every_batch:
                 run.scheduler.step()
             run.batch += 1
@@ -358,7 +378,7 @@ class Trainer:
         if _gradients_left(run, self.accumulate):
             self._optimizer_step()
             self.optimizer.zero_grad(set_to_none=True)
-        losses = self._read_losses(run)
+        losses, correct = self._read_losses(run), run.count_hits()
         checkpoints.write(self, run)
         evaluation = None
         if val_loader is not None:
@@ -369,7 +389,7 @@ class Trainer:
             "epoch": run.epoch + 1,
             "lr": float(run.rates[-1]),
             "train_loss": sum(x * n for x, n in zip(losses, run.sizes, strict=False)) / run.samples,
-            "train_accuracy": None if run.correct is None else int(run.correct) / run.samples,
+            "train_accuracy": None if correct is None else int(correct) / run.samples,
             "val_loss": None if evaluation is None else evaluation.loss,
             "val_accuracy": None if evaluation is None else evaluation.accuracy,
             "seconds": run.seconds,
@@ -436,7 +456,9 @@ class Trainer:
         with preserve_mode(self.loss_fn) if isinstance(self.loss_fn, nn.Module) else nullcontext():
             for logits, targets in self._forward_pass(loader):
                 loss_sum += self._loss(logits, targets) * len(targets)
-                correct = None if correct is None else _add_correct(correct, logits, targets)
+                if correct is not None:
+                    classes = _are_classes(logits, targets)
+                    correct = correct + (logits.argmax(1) == targets).sum() if classes else None
                 total += len(targets)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
@@ -587,15 +609,12 @@ def _gradients_left(run: _Fit, accumulate: int) -> bool:
     return run.batches is None and run.batch % accumulate != 0
 
 
-def _add_correct(correct: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
-    """`correct` and how many of the batch are right, on the device; None where targets are not classes."""
-    if not (logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()):
-        return None
-    return correct + (logits.argmax(1) == targets).sum()
+def _are_classes(logits: Tensor, targets: Tensor) -> bool:
+    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def _reset_epoch(run: _Fit, device: torch.device) -> None:
-    run.losses, run.sizes, run.rates = [], [], []
+    run.losses, run.sizes, run.rates, run.hits = [], [], [], []
     run.samples = 0
     run.correct = torch.zeros((), dtype=torch.int64, device=device)
 
