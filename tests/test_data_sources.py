@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import DATASETS, decode
 from vision_wrapper.data.sources import image_size, stratified_split
@@ -580,3 +581,68 @@ def test_cifar10_as_a_folder(cifar_folder):
     assert cifar.classes == tuple(CIFAR10)
     assert np.bincount(cifar.train.labels).tolist() == [5000] * 10
     assert cifar.train[49_999][0].shape == (32, 32, 3)
+
+
+# ---- no more of a photograph than is needed
+
+
+def photograph(path, size, **options):
+    """A JPEG of soft blots."""
+    noise = np.random.default_rng(1).integers(0, 256, (size[1] // 60, size[0] // 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((400, 300), (300, 400)), ((1000, 700), (175, 250)), ((2000, 1500), (188, 250)), ((640, 330), (165, 320))],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, size, expected):
+    path = photograph(tmp_path / "a.jpg", size)
+    part = data.decode(path, enough=(160, 160))
+    assert part.shape == (*expected, 3)  # the smallest of whole, half, quarter and eighth that has 160 both ways
+    whole = data.decode(path)
+    assert whole.shape == (size[1], size[0], 3)
+    preprocess = data.Preprocess((80, 80), 3, (0.5,) * 3, (0.2,) * 3)
+    difference = preprocess.resize(whole).astype(int) - preprocess.resize(part)
+    assert np.abs(difference).mean() < 3
+
+
+def test_a_photograph_on_its_side_is_decoded_in_part_and_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = photograph(tmp_path / "a.jpg", (1200, 600), exif=exif)
+    part = data.decode(path, enough=(100, 100))
+    upright = np.asarray(Image.open(path).resize((300, 150), Image.Resampling.BOX).rotate(-90, expand=True))
+    assert part.shape == (300, 150, 3) and np.abs(part.astype(int) - upright).mean() < 2
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_has(tmp_path, options):
+    path = photograph(tmp_path / "a.jpg", (123, 81), **options)
+    assert (data.decode(path) == np.asarray(Image.open(path))).all()
+    content = path.read_bytes()
+    for end in (len(content) // 2, len(content) - 30, len(content) - 2):
+        path.write_bytes(content[:end])
+        with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
+            data.decode(path)
+
+
+def test_loaders_and_classifiers_see_the_same_of_a_photograph(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            photograph(tmp_path / split / name / "0.jpg", (900, 600))
+    photographs = data.load(tmp_path)
+    loaders = data.make_loaders(photographs, size=64, num_workers=0)
+    shapes = []
+    resize = data.Preprocess.resize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.Preprocess, "resize", lambda self, image: shapes.append(image.shape) or resize(self, image))
+        images, _ = next(iter(loaders.test))
+    assert set(shapes) == {(150, 225, 3)}
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    vw.save_classifier(tmp_path / "c.safetensors", model, loaders.preprocess, photographs.classes)
+    classifier = vw.load_classifier(tmp_path / "c.safetensors", model=model)
+    (result,) = classifier.predict([photographs.test.origin(0)])
+    assert result.probabilities == pytest.approx(model(images[:1]).softmax(1)[0].tolist(), abs=1e-6)

@@ -96,7 +96,10 @@ class Classifier:
 
     def _predict_batch(self, images: list[Any]) -> list[Prediction]:
         channels = self.preprocess.channels
-        raw = [decode(Path(i), channels) if isinstance(i, (str, os.PathLike)) else i for i in images]
+        raw = [
+            decode(Path(i), channels, self.preprocess.enough) if isinstance(i, (str, os.PathLike)) else i
+            for i in images
+        ]
         logits = _run(self.model, self.preprocess.batch(raw))
         probabilities = logits.float().softmax(1).cpu()  # (N, classes)
         best, labels = probabilities.max(1)

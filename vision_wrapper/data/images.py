@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,21 @@ from vision_wrapper.errors import DataError, DataNotFoundError
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 MAX_PIXELS = 89_478_485  # an image of 256 MB; more is damage or an attack (Pillow's own limit for a warning)
+_END_OF_JPEG = b"\xff\xd9"  # the marker after the last pixel
+_ORIENTATION = 0x0112  # the EXIF tag
 _PROGRAMS = ("EPS", "WMF")  # Pillow would hand these to Ghostscript or to Windows, whatever the file is called
 
 
-def decode(path: str | Path, channels: int = 3) -> np.ndarray:
+def decode(path: str | Path, channels: int = 3, enough: tuple[int, int] | None = None) -> np.ndarray:
     """An image file as uint8 (H, W, channels), RGB or grey, of any mode, turned as its EXIF orientation says.
 
     16-bit and float grey values are scaled to 0..255; transparency is laid over white.
+
+    Args:
+        path: of the file.
+        channels: 3 for RGB, 1 for grey.
+        enough: (height, width) in pixels of which no more is needed, to save time: a JPEG of at least twice these is
+            decoded at a half, a quarter or an eighth of its size, the smallest that has both. None decodes all of it.
 
     Raises:
         DataNotFoundError: there is no such file.
@@ -30,7 +39,12 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
                 raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
             if image.format in _PROGRAMS:
                 raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
-            return from_pil(image, channels)
+            whole = image.size
+            if enough is not None:
+                scale = max(enough) / min(image.size)  # whichever way it is then turned
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
+            return from_pil(image, channels) if plain is None else plain
     except FileNotFoundError as error:
         raise DataNotFoundError(
             f"There is no image file {path}. If it was there, it has been moved or removed."
@@ -44,17 +58,36 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
         ) from error
 
 
+def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
+    """The pixels of an upright RGB JPEG that is all there; None for any other file.
+
+    They are Pillow's, bit for bit (OpenCV has the same libjpeg-turbo), but need not be packed from its four bytes a
+    pixel.
+    """
+    if image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(_ORIENTATION, 1) != 1:
+        return None
+    content = Path(path).read_bytes()
+    if not content.endswith(_END_OF_JPEG):  # OpenCV would take a part for the whole
+        return None
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
     """A PIL image of any mode as uint8 (H, W, channels); see `decode`."""
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_eight_bits(np.asarray(image), sixteen_bits))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    mode = "L" if channels == 1 else "RGB"
+    array = np.array(image if image.mode == mode else image.convert(mode))
     return array[:, :, None] if channels == 1 else array
 
 

@@ -18,7 +18,7 @@ from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.augment import Augmentation, Augmenter
 from vision_wrapper.data.batched import BatchAugmenter, Mixer, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_size, stratified_split
+from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_for, image_size, stratified_split
 from vision_wrapper.data.stats import mean_and_std
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError, WorkerError
 
@@ -26,6 +26,7 @@ DEFAULT_PHOTO_SIZE = (224, 224)  # pixels; ImageNet's, for folders whose images 
 _PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of its images
 _FINGERPRINTED = 16  # images
 _MAX_WORKERS = 8  # more only pays on machines whose owner will say so
+_EVALUATED_PIXELS = 2**19  # in a batch without gradients at least: 512 images of 32x32, fewer of larger
 _DEVICE_SHARE = 4  # raw images are kept on a GPU where they take at most a quarter of its free memory
 
 
@@ -221,7 +222,7 @@ class _Samples:
         return images if self.batched is None else self.batched(images, epoch, indices)
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
-        image = self.split[index][0]
+        image = image_for(self.split, index, self.preprocess.enough)
         if self.augmenter is None:
             return self.preprocess.resize(image)
         if not self.augmenter.takes_any_size:
@@ -344,7 +345,8 @@ def make_loaders(
         data: from `data.load` or `data.from_arrays`.
         augment: a name of `AUGMENTATIONS`, operations, an `albumentations.Compose`, a torchvision transform, or a
             callable from a uint8 image to another.
-        batch_size: images in a batch.
+        batch_size: images in a training batch. Those without gradients are larger where images are small: 512 of
+            32x32.
         val_fraction: of each class of the training split, held out as `val`; 0 leaves `val` to what the data set has.
         num_workers: None takes none for data in memory, and up to 8, one a core, for files.
         drop_last: leave out a last training batch that is not full.
@@ -389,13 +391,14 @@ def make_loaders(
             " one."
         )
     augmenter = Augmenter(augment, preprocess.size, preprocess.mean, seed)
-    common = {"classes": data.classes, "preprocess": preprocess, "batch_size": batch_size}
-    random = {"augmenter": augmenter, "shuffle": True, "balanced": balanced, "seed": seed}
     workers = _number_of_workers(data.train, num_workers)
+    common = {"classes": data.classes, "preprocess": preprocess, "num_workers": workers}
+    random = {"augmenter": augmenter, "shuffle": True, "balanced": balanced, "seed": seed}
+    evaluated = max(batch_size, _EVALUATED_PIXELS // (preprocess.size[0] * preprocess.size[1]))
     loaders = Loaders(
-        train=Loader(train, **common, **random, drop_last=drop_last, num_workers=workers),
-        val=None if val is None else Loader(val, **common, num_workers=workers),
-        test=Loader(data.test, **common, num_workers=workers),
+        train=Loader(train, **common, **random, batch_size=batch_size, drop_last=drop_last),
+        val=None if val is None else Loader(val, **common, batch_size=evaluated),
+        test=Loader(data.test, **common, batch_size=evaluated),
         preprocess=preprocess,
     )
     loaders.train._samples[0, np.array([0])]  # an augmentation that cannot work fails here, not in a worker

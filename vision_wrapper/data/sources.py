@@ -90,6 +90,15 @@ class Subset:
         return self.split.origin(int(self.indices[index]))
 
 
+def image_for(split: Split, index: int, enough: tuple[int, int]) -> np.ndarray:
+    """The image as `split[index][0]`, but of a file no more of it than `decode(enough=…)` says."""
+    while isinstance(split, Subset):
+        split, index = split.split, int(split.indices[index])
+    if isinstance(split, FolderSplit):
+        return decode(split.paths[index], split.channels, enough)
+    return split[index][0]
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Raw images with labels: `train[i]` is `(image, label)`, uint8 (H, W, C) and an index into `classes`.
