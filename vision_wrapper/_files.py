@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -37,8 +37,9 @@ _DIGEST_KEY = b'"sha256":"'  # only the header's own: quotes inside its texts ar
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
-    """Write a file that is either the old one or the whole new one, whatever happens in between.
+@contextlib.contextmanager
+def replacing(path: PathLike, size: int) -> Iterator[BinaryIO]:
+    """A file to write `size` bytes to: afterwards `path` is the old one or the whole new one, whatever happens.
 
     The content goes to a neighbour, is synced and renamed. Permissions follow the umask. Raises `FileWriteError`.
     """
@@ -47,7 +48,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -56,13 +57,19 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise FileWriteError(
             error.errno,
-            f"Could not write {path} ({len(content):,} bytes): {error.strerror}. "
+            f"Could not write {path} ({size:,} bytes): {error.strerror}. "
             f"{'Free some room, or choose' if full else 'Choose'} another folder; the file that was there before, if "
             "any, is unharmed",
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()  # already renamed when all went well
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Write a whole file; see `replacing`."""
+    with replacing(path, len(content)) as file:
+        file.write(content)
 
 
 def remove_leftovers(folder: PathLike) -> None:

@@ -14,6 +14,7 @@ from vision_wrapper.data.augment import (
     Rotate,
     augmentation,
 )
+from vision_wrapper.data.cache import cached
 from vision_wrapper.data.check import Finding, Findings, check
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.loaders import Loader, Loaders, make_loaders
@@ -45,6 +46,7 @@ __all__ = [
     "Stats",
     "Subset",
     "augmentation",
+    "cached",
     "check",
     "class_weights",
     "decode",
