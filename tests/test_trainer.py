@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+import shutil
 import signal
 import sys
 
@@ -29,11 +30,11 @@ def make(images, *, dropout=0.0, augment="crop_flip", optimizer="adam", **argume
     vw.seed_everything(3)
     loaders = data.make_loaders(images, augment, batch_size=8, seed=3)
     model = models.CustomResNet(3, widths=(4, 4, 8, 8), dropout=dropout)
-    made = (
-        torch.optim.Adam(model.parameters(), lr=0.01)
-        if optimizer == "adam"
-        else torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    )
+    made = {
+        "adam": lambda: torch.optim.Adam(model.parameters(), lr=0.01),
+        "fused": lambda: torch.optim.Adam(model.parameters(), lr=0.01, fused=True),
+        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    }[optimizer]()
     return Trainer(model, made, **{"callbacks": [], **arguments}), loaders
 
 
@@ -211,11 +212,12 @@ class StopAt(Callback):
     [
         {"dropout": 0.3, "schedule": lambda: schedules.one_cycle(0.02, peak_epoch=1)},
         {"accumulate": 2, "ema": 0.9, "optimizer": "sgd", "schedule": lambda: schedules.plateau(patience=0)},
+        {"optimizer": "fused"},
     ],
-    ids=["dropout-onecycle", "accumulate-ema-plateau"],
+    ids=["dropout-onecycle", "accumulate-ema-plateau", "fused"],
 )
 def test_a_resumed_run_is_the_run(images, tmp_path, at, arguments):
-    schedule, options = arguments["schedule"], {k: v for k, v in arguments.items() if k != "schedule"}
+    schedule, options = arguments.get("schedule", lambda: None), {k: v for k, v in arguments.items() if k != "schedule"}
 
     def fit(callbacks, checkpoint):
         trainer, loaders = make(images, callbacks=callbacks, **options)
@@ -596,3 +598,40 @@ def test_inputs_of_any_shape():
     trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.05), callbacks=[])
     assert trainer.fit(batches, batches, epochs=20)[-1]["val_accuracy"] > 0.9
     assert trainer.predict(batches).indices.tolist() == list(range(32))
+
+
+def test_a_warm_fused_optimizer_keeps_its_state_with_its_weights(images):
+    """The trainer changes the memory format of the weights; a fused step would pair them with others' moments."""
+    after = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = models.CustomResNet(3, widths=(4, 4, 8, 8))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
+        model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        optimizer.step()
+        loaders = data.make_loaders(images, batch_size=15, seed=0)
+        Trainer(model, optimizer, callbacks=[]).fit(loaders.train, epochs=1)
+        after.append(model.state_dict())
+    assert all(torch.allclose(after[0][name], after[1][name], atol=1e-3) for name in after[0])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("compile", [True, "graphs"])
+def test_a_compiled_model_trains_and_predicts_alike(images, compile):
+    def trained(compile):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 3))
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=[], compile=compile)
+        loaders = data.make_loaders(images, batch_size=15, seed=0)
+        history = trainer.fit(loaders.train, loaders.test, epochs=2)
+        return [*history["train_loss"], *history["val_loss"]], trainer.predict(loaders.test, tta="flip")
+
+    (losses, predictions), (plain_losses, plain_predictions) = trained(compile), trained(False)
+    assert losses == pytest.approx(plain_losses, rel=1e-4)
+    assert torch.allclose(predictions.logits, plain_predictions.logits, atol=1e-4)
+
+
+def test_an_unknown_way_to_compile(images):
+    model = nn.Linear(2, 2)
+    with pytest.raises(SettingError, match="graphs"):
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), compile="fast")

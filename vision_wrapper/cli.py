@@ -14,6 +14,7 @@ import typer
 app = typer.Typer(
     help="From a folder of images to a trained, explained and reproducible classifier.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # importing rich would take half of the time of --help
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -42,7 +43,10 @@ def train(
     root: RootOption = "data",
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train a recipe and write a run folder; alone, the quick start on digits, offline."""
+    """Train a recipe into a run folder.
+
+    Without a recipe it is the quick start on digits, offline.
+    """
     from vision_wrapper import recipes
     from vision_wrapper.trainer import EpochLog, ProgressBar
 
@@ -61,7 +65,10 @@ def train(
 
 @app.command()
 def evaluate(run: RunArgument) -> None:
-    """Test a run's best.safetensors again on its test set."""
+    """Test a run's best weights again.
+
+    It is best.safetensors, on the test set.
+    """
     from vision_wrapper import recipes
 
     predictions = recipes.evaluate_run(run)
@@ -75,7 +82,10 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
 ) -> None:
-    """Say what is on images: file, class and probability, separated by tabs."""
+    """Say what is on images.
+
+    A line an image: file, class and probability, separated by tabs.
+    """
     from vision_wrapper import load_classifier
     from vision_wrapper.errors import VisionWrapperError
 
@@ -97,7 +107,10 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
 ) -> None:
-    """Write a classifier for use elsewhere, with normalisation and softmax inside."""
+    """Write a classifier for use elsewhere.
+
+    Normalisation and softmax are inside.
+    """
     from vision_wrapper import classifier
 
     classifier.export(model, out, format=format)  # type: ignore[arg-type]

@@ -181,9 +181,10 @@ class Recipe:
         return build_model(self.model, num_classes=num_classes, in_channels=self.channels, **self.model_args)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The recipe's optimizer of all parameters."""
+        """The recipe's optimizer of all parameters; fused, one pass over them a step, unless its arguments choose."""
+        form = {} if {"foreach", "fused"} & set(self.optimizer_args) else {"fused": True}
         try:
-            return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, **self.optimizer_args)
+            return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, **form, **self.optimizer_args)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer_args={dict(self.optimizer_args)} does not fit: {error}") from error
 

@@ -180,9 +180,28 @@ def _check_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> N
 def _restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
+    place_state(trainer.optimizer)
     if state["scaler"]:
         trainer._scaler.load_state_dict(state["scaler"])
     trainer.epochs_trained = state["epochs_trained"]
+
+
+def place_state(optimizer: torch.optim.Optimizer) -> None:
+    """Put an optimizer's state where its parameters are, on their device and in their memory format.
+
+    Fused optimizers take it for granted, and without it would pair the values of other weights, without a word.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            values = optimizer.state.get(parameter, {})
+            for key, value in values.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.shape == parameter.shape and value.ndim:
+                    if value.device != parameter.device or value.stride() != parameter.stride():
+                        values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                elif value.ndim or group.get("fused") or group.get("capturable"):  # the step, else kept on the CPU
+                    values[key] = value.to(parameter.device)
 
 
 # ---- what makes a run the same run

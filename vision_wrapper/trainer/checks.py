@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import _Fit
 
 
-def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any) -> None:
-    """Raise `SettingError` for a number that cannot be."""
+def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compile: Any) -> None:
+    """Raise `SettingError` for a value that cannot be."""
+    if not (isinstance(compile, bool) or compile == "graphs"):
+        raise SettingError(f'compile is True, False or "graphs", got {compile!r}.')
     if ema is not None and not (_is_number(ema) and 0 < ema < 1):
         raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
     if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):

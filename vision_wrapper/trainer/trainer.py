@@ -115,7 +115,8 @@ class Trainer:
         callbacks: None is a `ProgressBar`; a sequence replaces it.
         device: None is CUDA, else MPS, else the CPU.
         precision: "auto", "fp32", "bf16" or "fp16"; see `trainer.precision.choose_precision`.
-        compile: compile the forward pass with `torch.compile`.
+        compile: compile the forward pass with `torch.compile`; "graphs" has CUDA replay it as graphs, for networks so
+            small that launching their kernels takes longer than running them.
         ema: decay of an exponential moving average of the weights, such as 0.999; validation uses the average, and the
             model holds it after `fit`.
         clip_norm: largest norm of the gradient.
@@ -137,7 +138,7 @@ class Trainer:
         callbacks: Sequence[Callback] | None = None,
         device: str | torch.device | None = None,
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
-        compile: bool = False,
+        compile: bool | Literal["graphs"] = False,
         ema: float | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
@@ -145,7 +146,7 @@ class Trainer:
         channels_last: bool | None = None,
         deterministic: bool = False,
     ):
-        check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1)
+        check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
@@ -162,8 +163,8 @@ class Trainer:
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _move_state(optimizer)
-        self._forward = torch.compile(model) if compile else model
+        checkpoints.place_state(optimizer)
+        self._forward = _compiled(model, compile) if compile else model
         self._autocast = autocast(self.precision, self.device)
         self._scaler = gradient_scaler(self.precision, self.device)
         # A disabled scaler would only pass on, in every step.
@@ -589,6 +590,13 @@ class Trainer:
 # ---- small parts of the loop
 
 
+def _compiled(model: nn.Module, compile: bool | str) -> Callable[[Tensor], Tensor]:
+    if compile is True:
+        return torch.compile(model)
+    graphs = torch.compile(model, mode="reduce-overhead")
+    return lambda inputs: graphs(inputs).clone()  # the next replay writes over what the last one returned
+
+
 def _length(loader: Any) -> int | None:
     try:
         return len(loader)
@@ -617,14 +625,6 @@ def _reset_epoch(run: _Fit, device: torch.device) -> None:
     run.losses, run.sizes, run.rates, run.hits = [], [], [], []
     run.samples = 0
     run.correct = torch.zeros((), dtype=torch.int64, device=device)
-
-
-def _move_state(optimizer: torch.optim.Optimizer) -> None:
-    """A warm optimizer's state goes where its parameters went."""
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.ndim > 0:
-                values[key] = value.to(parameter.device)
 
 
 @contextmanager
