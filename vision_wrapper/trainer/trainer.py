@@ -308,14 +308,15 @@ class Trainer:
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_step = True
         for inputs, targets in batches:
-            if run.refuses_one and len(targets) == 1:
+            size = len(targets)
+            if run.refuses_one and size == 1:
                 raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
             window, update = _accumulation(run, self.accumulate)
             run.rates.append(self.optimizer.param_groups[0]["lr"])
             loss, logits = self.train_step(inputs, targets, window=window, update=update)
             run.losses.append(loss)
-            run.sizes.append(len(targets))
+            run.sizes.append(size)
             if run.correct is not None:
                 if _are_classes(logits, targets):
                     run.hits.append(logits.argmax(1) == targets)
@@ -324,7 +325,7 @@ class Trainer:
             if update and every_batch:
                 run.scheduler.step()
             run.batch += 1
-            run.samples += len(targets)
+            run.samples += size
             for hook in batch_hooks:
                 hook(run)
             if update and (run.interrupted or time.monotonic() >= next_checkpoint):

@@ -1,0 +1,85 @@
+"""What the benchmarks share: runs in turn, medians with quartiles, the machine, and where results are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turn(contestants: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Each contestant's values, one a round: all run once a round, so that a noisy machine disturbs all alike."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(-warm_up, rounds):
+        for name, run in contestants.items():
+            value = run()
+            if turn >= 0:
+                found[name].append(value)
+                print(f"{name:32} round {turn + 1}/{rounds}  {value:,.4g}", file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": _rounded(middle), "lower": _rounded(low), "upper": _rounded(high), "rounds": len(values)}
+
+
+def ratios(found: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
+    """Ours over each other's, round by round."""
+    return {
+        name: spread([a / b for a, b in zip(found[ours], values, strict=True)])
+        for name, values in found.items()
+        if name != ours
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Keep a result with the machine it is of, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({**result, "machine": machine()}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    import torch
+
+    import vision_wrapper
+
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "bf16": bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vision_wrapper": vision_wrapper.__version__,
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if path.exists() and names else platform.processor()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
