@@ -613,14 +613,16 @@ def test_a_photograph_on_its_side_is_decoded_in_part_and_turned(tmp_path):
     exif[0x0112] = 6
     path = photograph(tmp_path / "a.jpg", (1200, 600), exif=exif)
     part = data.decode(path, enough=(100, 100))
-    upright = np.asarray(Image.open(path).resize((300, 150), Image.Resampling.BOX).rotate(-90, expand=True))
+    with Image.open(path) as image:
+        upright = np.asarray(image.resize((300, 150), Image.Resampling.BOX).rotate(-90, expand=True))
     assert part.shape == (300, 150, 3) and np.abs(part.astype(int) - upright).mean() < 2
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_plain_jpeg_has_the_pixels_that_pillow_has(tmp_path, options):
     path = photograph(tmp_path / "a.jpg", (123, 81), **options)
-    assert (data.decode(path) == np.asarray(Image.open(path))).all()
+    with Image.open(path) as image:
+        assert (data.decode(path) == np.asarray(image)).all()
     content = path.read_bytes()
     for end in (len(content) // 2, len(content) - 30, len(content) - 2):
         path.write_bytes(content[:end])
