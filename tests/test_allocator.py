@@ -46,5 +46,7 @@ def test_steps_take_no_new_pages_unless_the_user_says_so():
 @needs_glibc
 @pytest.mark.parametrize("name", [_allocator.SWITCH, "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
 def test_what_the_user_chose_is_left(name, monkeypatch):
+    for other in (_allocator.SWITCH, *_allocator._USERS_OWN):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "system")
     assert _allocator.keep_freed_memory.__wrapped__() is False

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vision_wrapper import data
 from vision_wrapper.data import cache
-from vision_wrapper.errors import DataError, FileWriteError
+from vision_wrapper.errors import DataError, DataNotFoundError, FileWriteError
 
 
 def decoded(monkeypatch):
@@ -69,7 +69,7 @@ def test_what_changed_is_decoded_anew(image_folder, tmp_path, monkeypatch, chang
 def test_a_damaged_cache_is_noticed_and_written_anew(image_folder, tmp_path, damage):
     images = data.load(image_folder)
     wanted = np.array(data.cached(images, tmp_path / "cache", size=8).train.images)
-    file, listing = tmp_path / "cache" / "train.npy", tmp_path / "cache" / "train.json"
+    file, listing = tmp_path / "cache" / "train.cache.npy", tmp_path / "cache" / "train.cache.json"
     content = bytearray(file.read_bytes())
     if damage == "cut short":
         file.write_bytes(content[:-5])
@@ -85,7 +85,7 @@ def test_a_damaged_cache_is_noticed_and_written_anew(image_folder, tmp_path, dam
     if "list" in damage:
         kept = data.cached(images, tmp_path / "cache", size=8)
     else:
-        with pytest.warns(UserWarning, match=r"train\.npy is damaged"):
+        with pytest.warns(UserWarning, match=r"train\.cache\.npy is damaged"):
             kept = data.cached(images, tmp_path / "cache", size=8)
     assert (kept.train.images == wanted).all()
 
@@ -116,10 +116,34 @@ def test_arrays_are_cached_too_and_known_by_their_pixels(tiny, tmp_path, monkeyp
 
 
 def test_the_images_stay_in_the_file(image_folder, tmp_path):
-    kept = data.cached(data.load(image_folder), tmp_path / "cache", size=8)
+    kept = data.cached(data.load(image_folder), tmp_path / "cache", size=64)
     assert isinstance(kept.train.images, np.memmap) and not kept.train.images.flags.writeable
-    copy = pickle.loads(pickle.dumps(kept.train))  # as a worker process is given it
+    pickled = pickle.dumps(kept.train)  # as a worker process is given it
+    copy = pickle.loads(pickled)
+    assert isinstance(copy.images, np.memmap) and len(pickled) < kept.train.images.nbytes
     assert (copy.images == kept.train.images).all() and copy.origin(0) == kept.train.origin(0)
     before = np.array(kept.train.images)
     list(data.make_loaders(kept, "crop_flip", batch_size=4).train)
     assert (kept.train.images == before).all()
+
+
+def test_a_file_of_the_user_is_left(image_folder, tmp_path):
+    (tmp_path / "cache").mkdir()
+    np.save(tmp_path / "cache" / "train.npy", np.arange(3))
+    data.cached(data.load(image_folder), tmp_path / "cache", size=8)
+    assert np.load(tmp_path / "cache" / "train.npy").tolist() == [0, 1, 2]
+
+
+def test_a_cache_of_another_cache_is_not_one_of_the_files(image_folder, tmp_path):
+    images = data.load(image_folder)
+    small = data.cached(images, tmp_path / "a", size=4)
+    data.cached(small, tmp_path / "b", size=8)
+    direct = data.cached(images, tmp_path / "b", size=8)
+    assert (direct.train.images[0] == data.make_loaders(images, size=8).preprocess.resize(images.train[0][0])).all()
+
+
+def test_an_image_that_is_gone_is_named(image_folder, tmp_path):
+    images = data.load(image_folder)
+    os.remove(images.train.origin(0))
+    with pytest.raises(DataNotFoundError, match="There is no image file"):
+        data.cached(images, tmp_path / "cache", size=8)

@@ -26,6 +26,7 @@ from PIL import Image
 import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import DATASETS, decode
+from vision_wrapper.data import loaders as loaders_module
 from vision_wrapper.data.sources import image_size, stratified_split
 from vision_wrapper.errors import (
     DataError,
@@ -648,3 +649,21 @@ def test_loaders_and_classifiers_see_the_same_of_a_photograph(tmp_path):
     classifier = vw.load_classifier(tmp_path / "c.safetensors", model=model)
     (result,) = classifier.predict([photographs.test.origin(0)])
     assert result.probabilities == pytest.approx(model(images[:1]).softmax(1)[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape"),
+    [
+        ("none", (150, 200, 3)),
+        ((data.RandomResizedCrop(scale=(0.35, 1.0)),), (150, 200, 3)),
+        ((data.RandomResizedCrop(scale=(0.1, 1.0)),), (300, 400, 3)),  # its smallest crop would be too small
+        (lambda image: image, (600, 800, 3)),  # what is somebody's own is given all of the image
+    ],
+)
+def test_an_augmentation_has_as_much_of_a_photograph_as_it_needs(tmp_path, augment, shape):
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / part).mkdir(parents=True)
+        photograph(tmp_path / part / "0.jpg", (800, 600))
+    loader = data.make_loaders(data.load(tmp_path), augment, size=64, num_workers=0).train
+    image = loaders_module.image_for(loader.split, 0, loader._samples._enough)
+    assert image.shape == shape

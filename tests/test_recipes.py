@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vision_wrapper as vw
@@ -359,3 +360,19 @@ def test_custom_resnet_onecycle_trains_on_real_images(cifar_folder, tmp_path):
     )  # fmt: skip
     assert result.predictions.logits.shape == (80, 10)
     assert np.isfinite(result.history["train_loss"]).all() and (tmp_path / "run/report.html").exists()
+
+
+def test_recipes_take_a_fused_optimizer_unless_their_arguments_choose():
+    model = torch.nn.Linear(2, 2)
+    assert all(recipe.build_optimizer(model).defaults["fused"] for recipe in RECIPES.values())
+    chosen = RECIPES["quickstart"].changed(optimizer_args={"foreach": True}).build_optimizer(model)
+    assert chosen.defaults["foreach"] and not chosen.defaults["fused"]
+
+
+def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
+    small = {"model_args": {"widths": (4, 4, 4, 4)}, "batch_size": 16, "epochs": 1, "val_fraction": 0.0}
+    result = recipes.run(
+        "quickstart", data=images, out=tmp_path / "run", callbacks=[], augment="crop_flip_mixup", **small
+    )
+    page = (result.run_dir / "report.html").read_text()
+    assert "Test accuracy, last epoch" in page and "not counted" in page and "Not available" not in page

@@ -631,7 +631,8 @@ def test_a_compiled_model_trains_and_predicts_alike(images, compile):
     assert torch.allclose(predictions.logits, plain_predictions.logits, atol=1e-4)
 
 
-def test_an_unknown_way_to_compile(images):
+@pytest.mark.parametrize("arguments", [{"compile": "fast"}, {"compile": "graphs", "accumulate": 2}])
+def test_ways_to_compile_that_cannot_be(arguments):
     model = nn.Linear(2, 2)
     with pytest.raises(SettingError, match="graphs"):
-        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), compile="fast")
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)

@@ -27,6 +27,7 @@ from vision_wrapper.errors import (
     FileWriteError,
     NewerFormatError,
     OtherRunError,
+    VisionWrapperError,
 )
 
 FORMAT_VERSION = 1
@@ -53,6 +54,8 @@ def replacing(path: PathLike, size: int) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except VisionWrapperError:
+        raise  # of what was to be written
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise FileWriteError(

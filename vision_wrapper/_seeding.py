@@ -69,7 +69,7 @@ def balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: SplitMix64's increment
 
 
-def mixed(key: np.ndarray | int, value: np.ndarray | int) -> np.ndarray:
+def hashed(key: np.ndarray | int, value: np.ndarray | int) -> np.ndarray:
     """SplitMix64's output function (Steele, Lea & Flood 2014) of a key and a value, twice, uint64."""
     with np.errstate(over="ignore"):  # it counts modulo 2**64
         z = np.asarray(key, dtype=np.uint64) + (np.asarray(value, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
@@ -83,17 +83,17 @@ def mixed(key: np.ndarray | int, value: np.ndarray | int) -> np.ndarray:
 class BatchRandom:
     """Uniform numbers for each sample of a batch: the k-th is a function of (seed, epoch, index, k) alone.
 
-    `stream` gives each use of its own numbers of its own.
+    Uses with different `stream`s draw independent numbers.
     """
 
     def __init__(self, seed: int, epoch: int, indices: np.ndarray, stream: int = 0):
         self.seed, self.epoch, self.indices = seed, epoch, indices
-        self._keys = mixed(mixed(seed, stream << 32 | epoch), indices)
+        self._keys = hashed(hashed(seed, stream << 32 | epoch), indices)
         self._drawn = 0
 
     def uniform(self) -> np.ndarray:
         """The next number of every sample, in [0, 1), float64 (N,)."""
-        numbers = _to_unit(mixed(self._keys, self._drawn))
+        numbers = _to_unit(hashed(self._keys, self._drawn))
         self._drawn += 1
         return numbers
 
@@ -103,7 +103,7 @@ class BatchRandom:
 
     def mirrored(self) -> np.ndarray:
         """Whether each sample is mirrored in this epoch: half of them in even epochs, the others in odd, bool (N,)."""
-        begins_mirrored = _to_unit(mixed(mixed(self.seed, _EVERY_EPOCH), self.indices)) < 0.5
+        begins_mirrored = _to_unit(hashed(hashed(self.seed, _EVERY_EPOCH), self.indices)) < 0.5
         return begins_mirrored ^ (self.epoch % 2 == 1)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vision_wrapper._files import write_bytes
 from vision_wrapper._lookup import unknown_name
+from vision_wrapper.data.sources import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
 if TYPE_CHECKING:
@@ -140,18 +141,21 @@ class Mistakes(Sequence[Mistake]):
             raise SettingError(f"There are {len(self.classes)} classes, with indices from 0; got {given}.")
         return int(given)
 
-    def image(self, i: int) -> np.ndarray:
-        """The raw image of the i-th of these, uint8 (H, W, C). `SettingError` where `source` is None."""
+    def image(self, i: int, enough: tuple[int, int] | None = None) -> np.ndarray:
+        """The raw image of the i-th of these, uint8 (H, W, C); `enough` of a photograph as in `data.decode`.
+
+        Raises `SettingError` where `source` is None.
+        """
         if self.source is None:
             raise SettingError(
                 "These predictions do not know their images. Give the split they were made on: "
                 "Predictions(…, source=data.test), or Predictions.load(path, source=data.test)."
             )
-        return self.source[self[i].index][0]
+        return image_for(self.source, self[i].index, enough)
 
-    def images(self) -> list[np.ndarray]:
-        """The raw images of all of these, each uint8 (H, W, C)."""
-        return [self.image(i) for i in range(len(self))]
+    def images(self, enough: tuple[int, int] | None = None) -> list[np.ndarray]:
+        """The raw images of all of these, each uint8 (H, W, C); see `image`."""
+        return [self.image(i, enough) for i in range(len(self))]
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""

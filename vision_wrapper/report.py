@@ -69,7 +69,7 @@ def _summary(folder: Path, identity: dict[str, Any]) -> str:
         [
             ("Test accuracy, last epoch", f"{predictions.accuracy():.2%}  ({right} of {len(predictions)})"),
             ("95% interval (Wilson)", f"{low:.2%} to {high:.2%}"),
-            ("Training accuracy, last epoch", f"{float(rows[-1]['train_accuracy']):.2%}"),
+            ("Training accuracy, last epoch", _share(rows[-1]["train_accuracy"])),
             ("Epochs", str(len(rows))),
             ("Training time", f"{sum(float(row['seconds']) for row in rows):.0f} s"),
             ("Watched after each epoch", watched),
@@ -124,6 +124,11 @@ def _section(title: str, content: str) -> str:
 def _table(rows: list[tuple[str, Any]]) -> str:
     cells = "".join(f"<tr><th scope=row>{_escape(str(k))}</th><td>{_escape(str(v))}</td></tr>" for k, v in rows)
     return f"<div class=wide><table>{cells}</table></div>"
+
+
+def _share(cell: str) -> str:
+    """A share of the history, which it lacks where targets are mixed."""
+    return f"{float(cell):.2%}" if cell else "not counted: its targets are no classes"
 
 
 def _plain(value: Any) -> str:

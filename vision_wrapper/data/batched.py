@@ -53,14 +53,20 @@ class BatchAugmenter:
             images = step.on_cpu(operation, images, self.form, **step.draw(operation, random, images.shape, self.form))
         return images
 
+    @property
+    def exact_on_device(self) -> bool:
+        """Whether a GPU makes the same pixels. Rotations interpolate, which no two devices do alike."""
+        return all(_STEPS[type(operation)].on_gpu is not None for operation in self.operations)
+
     def on_device(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """The same for a batch on a GPU, which the CPU does not wait for.
 
-        The pixels are those of `__call__`, of a rotation to a few of 255 levels.
+        The pixels are those of `__call__`. Only where it is `exact_on_device`.
         """
         random = BatchRandom(self.seed, epoch, indices)
         for operation in self.operations:
             step = _STEPS[type(operation)]
+            assert step.on_gpu is not None
             drawn = step.draw(operation, random, tuple(images.shape), self.form)
             moved = {name: to_device(values, images.device) for name, values in drawn.items()}
             images = step.on_gpu(operation, images, self.form, **moved)
@@ -75,6 +81,8 @@ def batch_augmenter(augmenter: Augmenter, shape: tuple[int, ...]) -> BatchAugmen
     operations = augmenter.operations
     if operations is None or not all(type(operation) in _STEPS for operation in operations):
         return None
+    if shape[2] > 4 and any(isinstance(operation, Rotate) for operation in operations):
+        return None  # OpenCV fills no more channels
     batched = BatchAugmenter(operations, Form(augmenter.size, augmenter.mean), augmenter.seed)
     keeps_shape = batched(np.zeros((1, *shape), dtype=np.uint8), 0, np.zeros(1, dtype=np.int64)).shape[1:] == shape
     return batched if keeps_shape else None
@@ -199,8 +207,9 @@ def _gpu_pad(operation: Pad, images: Tensor, form: Form) -> Tensor:
 
 
 def _reflected(places: Tensor, count: int) -> Tensor:
-    """Places outside 0..count - 1 mirrored at the first and the last, which are not repeated."""
-    return (count - 1) - ((count - 1) - places.abs()).abs()
+    """Places outside 0..count - 1 mirrored at the first and the last, which are not repeated, as often as needed."""
+    last = count - 1
+    return last - (last - places.abs() % max(2 * last, 1)).abs()
 
 
 def _gpu_crop(operation: RandomCrop, images: Tensor, form: Form, tops: Tensor, lefts: Tensor) -> Tensor:
@@ -214,20 +223,6 @@ def _gpu_crop(operation: RandomCrop, images: Tensor, form: Form, tops: Tensor, l
 
 def _gpu_flip(operation: Any, images: Tensor, form: Form, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(2), images)
-
-
-def _gpu_rotate(operation: Rotate, images: Tensor, form: Form, angles: Tensor) -> Tensor:
-    n, height, width, channels = images.shape
-    radians = torch.deg2rad(angles)
-    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    # Places go from -1 to 1 in both directions, whatever the sides: lengths are weighed by them.
-    long, wide = (height - 1) / max(width - 1, 1), (width - 1) / max(height - 1, 1)
-    turns = torch.stack([torch.stack([cos, -sin * long, zero], 1), torch.stack([sin * wide, cos, zero], 1)], 1)
-    grid = torch.nn.functional.affine_grid(turns, [n, channels, height, width], align_corners=True)
-    fill = _gpu_fill(operation.fill, images, form)
-    above = (images.float() - fill).permute(0, 3, 1, 2)  # outside it is 0 above the fill
-    turned = torch.nn.functional.grid_sample(above, grid, align_corners=True).permute(0, 2, 3, 1) + fill
-    return turned.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _gpu_cutout(operation: Cutout, images: Tensor, form: Form, chosen: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
@@ -253,7 +248,7 @@ class _Step(NamedTuple):
 
     draw: Callable[..., Drawn]
     on_cpu: Callable[..., np.ndarray]
-    on_gpu: Callable[..., Tensor]
+    on_gpu: Callable[..., Tensor] | None
 
 
 _STEPS: dict[type, _Step] = {
@@ -262,7 +257,7 @@ _STEPS: dict[type, _Step] = {
     Flip: _Step(_draw_flip, _flip, _gpu_flip),
     Pad: _Step(_nothing, _pad, _gpu_pad),
     RandomCrop: _Step(_draw_place, _crop, _gpu_crop),
-    Rotate: _Step(_draw_angle, _rotate, _gpu_rotate),
+    Rotate: _Step(_draw_angle, _rotate, None),
 }
 
 

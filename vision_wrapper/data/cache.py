@@ -19,20 +19,24 @@ from tqdm import tqdm
 from vision_wrapper._files import PathLike, read_json, replacing, write_json
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, image_for
+from vision_wrapper.data.sources import ArraySplit, ImageData, Split, file_of, image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError
 
 _FORMAT = 1
 _CHUNK = 256  # images that are in memory at a time while the cache is written
-_HEADER = 128  # bytes before the pixels of a .npy file of version 1.0 as short as these
+_HEADER = 128  # bytes before the pixels of a .npy file
 
 
 class CachedSplit(ArraySplit):
     """Resized images in a file that is mapped into memory, and where they came from."""
 
-    def __init__(self, images: np.ndarray, split: Split):
-        super().__init__(images, split.labels, split.channels, split.classes)
-        self.split = split
+    def __init__(self, path: Path, split: Split):
+        super().__init__(np.load(path, mmap_mode="r"), split.labels, split.channels, split.classes)
+        self.path, self.split = path, split
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process maps the file again; the pixels of a mapped array would be copied to it."""
+        return CachedSplit, (self.path, self.split)
 
     def origin(self, index: int) -> str:
         """The path of the original."""
@@ -51,7 +55,7 @@ def cached(images: ImageData, folder: PathLike, size: int | tuple[int, int] | No
         folder: where the cache is kept; one for each data set and size.
         size: pixels, or (height, width), as the network takes them; None is that of the images, or 224 where they
             differ. Random resized crops ("photo") need somewhat larger images than the network's: with
-            `make_loaders(size=224)`, 256.
+            `make_loaders(size=224)`, 256. They go image by image, so give `num_workers` too.
 
     Raises:
         DataError: an image cannot be decoded; nothing is kept.
@@ -64,7 +68,7 @@ def cached(images: ImageData, folder: PathLike, size: int | tuple[int, int] | No
 
 
 def _cached_split(split: Split, folder: Path, name: str, preprocess: Preprocess) -> CachedSplit:
-    path = folder / f"{name}.npy"
+    path = (folder / f"{name}.cache.npy").absolute()
     identity = {
         "format": _FORMAT,
         "images": _identity(split),
@@ -73,21 +77,19 @@ def _cached_split(split: Split, folder: Path, name: str, preprocess: Preprocess)
     if not _is_current(path, identity):
         _write(path, split, preprocess)
         write_json(path.with_suffix(".json"), {**identity, "checksum": _checksum(path)})
-    return CachedSplit(np.load(path, mmap_mode="r"), split)
+    return CachedSplit(path, split)
 
 
 def _identity(split: Split) -> str:
     """Changes when a file, its size or its time does; of arrays, when a pixel does."""
     digest = hashlib.blake2b(digest_size=16)
     for index in range(len(split)):
-        origin = split.origin(index)
-        if os.path.exists(origin):
-            status = os.stat(origin)
-            digest.update(
-                f"{os.path.abspath(origin)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace")
-            )
-        else:
+        file = file_of(split, index)
+        if file is None or not os.path.exists(file):  # one that is gone is named when it is opened
             digest.update(split[index][0].tobytes())
+            continue
+        status = os.stat(file)
+        digest.update(os.fsencode(os.path.abspath(file)) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -26,8 +26,9 @@ def decode(path: str | Path, channels: int = 3, enough: tuple[int, int] | None =
     Args:
         path: of the file.
         channels: 3 for RGB, 1 for grey.
-        enough: (height, width) in pixels of which no more is needed, to save time: a JPEG of at least twice these is
-            decoded at a half, a quarter or an eighth of its size, the smallest that has both. None decodes all of it.
+        enough: (height, width) in pixels of which no more is needed, to save time: a JPEG is decoded at a half, a
+            quarter or an eighth of its size where both its sides are then still the larger of these. None decodes all
+            of it.
 
     Raises:
         DataNotFoundError: there is no such file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
-from vision_wrapper.data.augment import Augmentation, Augmenter
+from vision_wrapper.data.augment import Augmentation, Augmenter, RandomResizedCrop
 from vision_wrapper.data.batched import BatchAugmenter, Mixer, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_for, image_size, stratified_split
@@ -27,6 +28,7 @@ _PROBED_SIZES = 64  # how many headers of a folder are read to learn the size of
 _FINGERPRINTED = 16  # images
 _MAX_WORKERS = 8  # more only pays on machines whose owner will say so
 _EVALUATED_PIXELS = 2**19  # in a batch without gradients at least: 512 images of 32x32, fewer of larger
+_COPIED = 4096  # images that go to a GPU at a time
 _DEVICE_SHARE = 4  # raw images are kept on a GPU where they take at most a quarter of its free memory
 
 
@@ -97,7 +99,7 @@ class Loader:
     @property
     def path(self) -> str:
         """How batches are made: "whole batches" from memory, "whole batches on cuda", or "image by image"."""
-        return f"{self._samples.path} on {self.device.type}" if self._device_samples() else self._samples.path
+        return f"{self._samples.path} on {self.device.type}" if self._stays_on_device() else self._samples.path
 
     def batches(self, epoch: int, start: int = 0, channels_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from batch number `start` on; `channels_last` is their memory format."""
@@ -131,14 +133,19 @@ class Loader:
 
     def _device_samples(self) -> _DeviceSamples | None:
         """The samples on the GPU, where there is one and they fit; put there at the first batch."""
-        if self.device.type != "cuda" or self.num_workers or self._samples.stored is None:
+        if not self._stays_on_device():
             return None
         if self._on_device is None or self._on_device.device != self.device:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if self._samples.stored_bytes() * _DEVICE_SHARE > free:
-                return None
             self._on_device = _DeviceSamples(self._samples, self.device)
         return self._on_device
+
+    def _stays_on_device(self) -> bool:
+        if self.device.type != "cuda" or self.num_workers or not self._samples.fits_on_device:
+            return False
+        if self._on_device is not None and self._on_device.device == self.device:
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self._samples.stored_bytes() * _DEVICE_SHARE <= free
 
     def _idle_workers(self) -> _Workers:
         """Workers that no unfinished pass is using: a second pass beside it needs its own."""
@@ -188,6 +195,7 @@ class _Samples:
 
     def __init__(self, split: Split, preprocess: Preprocess, augmenter: Augmenter | None):
         self.split, self.preprocess, self.augmenter = split, preprocess, augmenter
+        self._enough = _enough(preprocess, augmenter)
         stored, self.places = _in_memory(split)
         shape = (*preprocess.size, preprocess.channels)
         fits = stored is not None and stored.shape[1:3] == preprocess.size
@@ -199,6 +207,11 @@ class _Samples:
     def path(self) -> str:
         """How batches are made."""
         return "image by image" if self.stored is None else "whole batches"
+
+    @property
+    def fits_on_device(self) -> bool:
+        """Whether a GPU can do all of it, with the same pixels."""
+        return self.stored is not None and (self.batched is None or self.batched.exact_on_device)
 
     def stored_bytes(self) -> int:
         """What the split's own stored images take."""
@@ -216,13 +229,14 @@ class _Samples:
         return torch.from_numpy(np.stack(images)), labels
 
     def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
-        images = stored[indices if self.places is None else self.places[indices]]  # a copy
+        # A copy, which keeps the order in memory of a transposed array.
+        images = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
         if images.shape[3] != self.preprocess.channels:
             images = np.repeat(images, self.preprocess.channels, axis=3)
         return images if self.batched is None else self.batched(images, epoch, indices)
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
-        image = image_for(self.split, index, self.preprocess.enough)
+        image = image_for(self.split, index, self._enough)
         if self.augmenter is None:
             return self.preprocess.resize(image)
         if not self.augmenter.takes_any_size:
@@ -231,12 +245,17 @@ class _Samples:
 
 
 class _DeviceSamples:
-    """The same, of images that lie on a GPU: there they are gathered and augmented, and the CPU does not wait."""
+    """The batches of `_Samples` from images that lie on a GPU: gathered and augmented there, and not waited for."""
 
     def __init__(self, samples: _Samples, device: torch.device):
         self.samples, self.device = samples, device
-        images = samples.stored if samples.places is None else samples.stored[samples.places]  # type: ignore[index]
-        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        stored, places = samples.stored, samples.places
+        assert stored is not None
+        self._images = torch.empty(len(samples.split), *stored.shape[1:], dtype=torch.uint8, device=device)
+        for first in range(0, len(self._images), _COPIED):  # in parts: a mapped file need not fit into memory
+            part = self._images[first : first + _COPIED]
+            chosen = slice(first, first + len(part)) if places is None else places[first : first + len(part)]
+            part.copy_(torch.from_numpy(np.array(stored[chosen], order="C")))
         self._labels = torch.from_numpy(samples.split.labels).to(device)
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -248,6 +267,19 @@ class _DeviceSamples:
         if self.samples.batched is not None:
             images = self.samples.batched.on_device(images, epoch, indices)
         return images.contiguous(), self._labels[places]
+
+
+def _enough(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[int, int] | None:
+    """What is enough of a photograph for its input; None, all of it, where somebody's own augmentation has it first."""
+    if augmenter is None:
+        return preprocess.enough
+    if augmenter.operations is None:
+        return None
+    crops = [operation for operation in augmenter.operations if isinstance(operation, RandomResizedCrop)]
+    # The smallest crop has the input's size still: its short side is sqrt(scale * ratio) of the image's.
+    least = min((crop.scale[0] * min(*crop.ratio, 1.0) for crop in crops), default=1.0)
+    factor = max(1.0, 0.5 / math.sqrt(least))
+    return math.ceil(factor * preprocess.enough[0]), math.ceil(factor * preprocess.enough[1])
 
 
 def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -348,7 +380,8 @@ def make_loaders(
         batch_size: images in a training batch. Those without gradients are larger where images are small: 512 of
             32x32.
         val_fraction: of each class of the training split, held out as `val`; 0 leaves `val` to what the data set has.
-        num_workers: None takes none for data in memory, and up to 8, one a core, for files.
+        num_workers: None takes none for data in memory, and up to 8, one a core, for files. With workers, images in
+            memory stay off the GPU.
         drop_last: leave out a last training batch that is not full.
         seed: of order, augmentation and held-out part; None is the one of `seed_everything`.
         size: of the network's input, pixels or (height, width); None is that of the images, or 224 where they differ.

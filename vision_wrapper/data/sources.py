@@ -118,13 +118,17 @@ class Subset:
         return self.split.origin(int(self.indices[index]))
 
 
-def image_for(split: Split, index: int, enough: tuple[int, int]) -> np.ndarray:
+def image_for(split: Split, index: int, enough: tuple[int, int] | None) -> np.ndarray:
     """The image as `split[index][0]`, but of a file no more of it than `decode(enough=…)` says."""
+    file = file_of(split, index)
+    return split[index][0] if file is None else decode(file, split.channels, enough)
+
+
+def file_of(split: Split, index: int) -> str | None:
+    """The file that `split[index]` decodes; None where it decodes none."""
     while isinstance(split, Subset):
         split, index = split.split, int(split.indices[index])
-    if isinstance(split, FolderSplit):
-        return decode(split.paths[index], split.channels, enough)
-    return split[index][0]
+    return split.paths[index] if isinstance(split, FolderSplit) else None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compil
     """Raise `SettingError` for a value that cannot be."""
     if not (isinstance(compile, bool) or compile == "graphs"):
         raise SettingError(f'compile is True, False or "graphs", got {compile!r}.')
+    if compile == "graphs" and accumulate != 1:
+        raise SettingError(
+            'compile="graphs" takes accumulate=1: a replayed graph writes over the gradients that the last one left.'
+        )
     if ema is not None and not (_is_number(ema) and 0 < ema < 1):
         raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
     if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
@@ -105,5 +109,10 @@ def not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
 def out_of_memory(loader: Any) -> DeviceMemoryError:
     """The error for a device without room, with the batch size to try next."""
     size = getattr(loader, "batch_size", None)
+    if isinstance(loader, Loader) and not loader.shuffle:
+        return DeviceMemoryError(
+            f"The device ran out of memory without gradients. Set the loader's batch_size, {size} now, to "
+            f"{loader.batch_size // 2}."
+        )
     advice = f"Try batch_size={max(1, size // 2)}" if isinstance(size, int) else "Try half the batch size"
     return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")

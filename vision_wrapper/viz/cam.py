@@ -57,7 +57,7 @@ def plot_gradcam(
     from vision_wrapper.explain import gradcam
 
     preprocess = mistakes.preprocess
-    images = [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images()]
+    images = [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images(preprocess.enough)]
     inputs = preprocess.batch(images)
     wanted = _targets(mistakes, target)
     cams = {what: gradcam(model, inputs, classes, layers) for what, classes in wanted.items()}
