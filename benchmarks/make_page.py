@@ -48,8 +48,8 @@ def target(text: str, reached: float, holds: bool) -> str:
 
 
 def overhead(found: dict[str, Any]) -> Iterator[str]:
-    yield "A step of `Trainer.fit` and the shortest step that trains, which keeps neither losses nor hits, in turn, step by"
-    yield "step, on one thread. Microseconds, of a network of two layers:\n"
+    yield "A step of `Trainer.fit` and the shortest step that trains, which keeps neither losses nor hits, in turn,"
+    yield "step by step, on one thread. Microseconds, of a network of two layers:\n"
     small, large = found["two layers, microseconds"], found["custom ResNet, percent more"]
     yield from table(tuple(["", *small]), [("µs", *(spread(values) for values in small.values()))])
     yield f"Of the custom ResNet, in percent more: {spread(large)}.\n"
@@ -60,8 +60,8 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
 
 
 def training(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Images a second, custom ResNet, {found['steps a round']} steps a round in batches of {found['batch size']} of"
-    yield "32x32, each library in a process of its own.\n"
+    yield f"Images a second, custom ResNet, {found['steps a round']} steps a round in batches of {found['batch size']}"
+    yield "of 32x32, each library in a process of its own.\n"
     ours = found["ours over theirs"]
     rows = [
         (name, spread(values), spread(ours[name]) if name in ours else "")

@@ -20,7 +20,7 @@ from vision_wrapper import models
 from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper.trainer import Trainer
 
-STEPS, LARGE_STEPS, LARGE_BATCH, FITS = 5000, 40, 16, 21
+STEPS, LARGE_STEPS, LARGE_BATCH, FITS = 5000, 120, 16, 21
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 

@@ -62,7 +62,7 @@ def ours(images: data.ImageData, batch_size: int, epochs: int, seed: int) -> tup
     model = models.CustomResNet(num_classes=10)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.2)
     trainer = Trainer(model, optimizer_of(model), loss, callbacks=[])
-    schedule = schedules.one_cycle(max_lr=PEAK_LR, min_lr=PEAK_LR / 25, final_lr=0.0, peak_epoch=epochs / 5)
+    schedule = schedules.one_cycle(max_lr=PEAK_LR, min_lr=PEAK_LR / 25, final_lr=1e-5, peak_epoch=epochs / 5)
     trainer.fit(loaders.train, epochs=epochs, schedule=schedule)
     wait(trainer.device)
     return time.perf_counter() - started, trainer.predict(loaders.test, tta="flip").accuracy()

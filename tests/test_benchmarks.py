@@ -85,6 +85,6 @@ def test_a_small_classifier_trains_by_the_speedrun(tmp_path, monkeypatch):
             for number in range(2):
                 Image.fromarray(np.full((32, 32, 3), 20 * label, dtype=np.uint8)).save(folder / f"{number}.png")
     monkeypatch.syspath_prepend(str(FOLDER))
-    arguments = [str(tmp_path / "images"), "--limit", "20", "--epochs", "1", "--batch-size", "10", "--runs", "0"]
+    arguments = [str(tmp_path / "images"), "--limit", "20", "--epochs", "5", "--batch-size", "10", "--runs", "0"]
     monkeypatch.setattr(sys, "argv", ["speedrun.py", *arguments])
     loaded("speedrun").main()

@@ -52,7 +52,7 @@ def blocks_of(page: Path) -> list[Block]:
 def runnable(page: Path) -> Iterator[tuple[Block, str | None]]:
     """The blocks that are run, with the output that the page shows."""
     blocks = blocks_of(page)
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, following in zip(blocks, [*blocks, None][1:], strict=True):
         if block.language == "python" and not block.title:
             yield block, following.text if following and following.title == "Output" else None
 

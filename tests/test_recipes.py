@@ -370,7 +370,7 @@ def test_recipes_take_a_fused_optimizer_unless_their_arguments_choose():
 
 
 def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
-    small = {"model_args": {"widths": (4, 4, 4, 4)}, "batch_size": 16, "epochs": 1, "val_fraction": 0.0}
+    small = {"model_args": {"widths": (4, 4, 4, 4)}, "batch_size": 8, "epochs": 4}
     result = recipes.run(
         "quickstart", data=images, out=tmp_path / "run", callbacks=[], augment="crop_flip_mixup", **small
     )
