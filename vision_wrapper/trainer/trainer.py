@@ -168,8 +168,7 @@ class Trainer:
         self._autocast = autocast(self.precision, self.device)
         self._scaler = gradient_scaler(self.precision, self.device)
         # A disabled scaler would only pass on, in every step.
-        self._scales = self._scaler.is_enabled()
-        self._optimizer_step = partial(self._scaler.step, optimizer) if self._scales else optimizer.step
+        self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
         self._average: WeightAverage | None = None
 
     # ---- training
@@ -194,13 +193,14 @@ class Trainer:
         total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
         if window > 1:
             total = total / window
-        (self._scaler.scale(total) if self._scales else total).backward()
+        scales = self._scaler.is_enabled()
+        (self._scaler.scale(total) if scales else total).backward()
         if update:
             if self.clip_norm is not None:
                 self._scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
             self._optimizer_step()
-            if self._scales:
+            if scales:
                 self._scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             if self._average is not None:
