@@ -42,8 +42,8 @@ class Loader:
     the batches of any epoch and leaves the count alone. An evaluation loader gives raw images in their own order.
 
     Images in memory are augmented in whole batches where the augmentation has such a form, many times as fast as
-    image by image (`benchmarks/input_pipelines.py` measures it); with a GPU they are kept there and augmented there.
-    `path` says which it is.
+    image by image (`benchmarks/input_pipelines.py` measures it); with a CUDA GPU they are kept there and augmented
+    there, but for rotations. `path` says which it is.
 
     Attributes:
         split: the raw images and labels; indices refer to it.
@@ -229,7 +229,7 @@ class _Samples:
         return torch.from_numpy(np.stack(images)), labels
 
     def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
-        # A copy, which keeps the order in memory of a transposed array.
+        # Indexing copies, but keeps a transposed array's order in memory, which whole batches do not take.
         images = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
         if images.shape[3] != self.preprocess.channels:
             images = np.repeat(images, self.preprocess.channels, axis=3)
@@ -278,6 +278,8 @@ def _enough(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[int, i
     crops = [operation for operation in augmenter.operations if isinstance(operation, RandomResizedCrop)]
     # The smallest crop has the input's size still: its short side is sqrt(scale * ratio) of the image's.
     least = min((crop.scale[0] * min(*crop.ratio, 1.0) for crop in crops), default=1.0)
+    if least <= 0:
+        return None
     factor = max(1.0, 0.5 / math.sqrt(least))
     return math.ceil(factor * preprocess.enough[0]), math.ceil(factor * preprocess.enough[1])
 
