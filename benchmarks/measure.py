@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ def save(name: str, result: dict[str, Any]) -> None:
     text = json.dumps({**result, "machine": machine()}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+def filled(page: str, name: str, lines: Iterable[str]) -> str:
+    """A page with its generated part, between the comments `name: begin` and `name: end`, written anew."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = page.split(begin)
+    return before + "\n".join([begin, "", *lines, "", end]) + rest.split(end)[1]
 
 
 def machine() -> dict[str, Any]:

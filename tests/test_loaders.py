@@ -445,3 +445,26 @@ def test_another_data_set_is_told_from_the_first(tiny):
     before = data.make_loaders(tiny).train.describe()
     tiny.train.images[0, 0, 0] ^= 1
     assert data.make_loaders(tiny, preprocess=data.make_loaders(tiny).preprocess).train.describe() != before
+
+
+def test_progressive_sizes_begin_small_and_end_whole(tiny):
+    loaders = data.make_loaders(
+        tiny, "crop_flip", batch_size=8, seed=1, progressive_size=[(0, 0.5), (1.5, 0.75), (3, 1)]
+    )
+    plain = data.make_loaders(tiny, "crop_flip", batch_size=8, seed=1)
+    sizes = [tuple(next(iter(loaders.train.batches(epoch)))[0].shape[2:]) for epoch in range(5)]
+    assert sizes == [(8, 8), (8, 8), (12, 12), (16, 16), (16, 16)]
+    small, _ = next(iter(loaders.train.batches(0, channels_last=True)))
+    whole, _ = next(iter(plain.train.batches(0)))
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    averaged = torch.nn.functional.interpolate(whole, (8, 8), mode="bilinear", antialias=True)
+    assert torch.allclose(small, averaged, atol=1e-5)  # the same look, smaller
+    assert next(iter(loaders.test))[0].shape[2:] == (16, 16)
+    assert loaders.train.describe() != plain.train.describe()
+    assert "progressive_size" not in plain.train.describe()
+
+
+@pytest.mark.parametrize("steps", [[(1, 0.5)], [(0, 0.5), (0, 1)], [(0, 1.5)], [(0, 0)], "half", [(0,)], [("a", 0.5)]])
+def test_progressive_sizes_that_cannot_be(tiny, steps):
+    with pytest.raises(SettingError, match="progressive_size"):
+        data.make_loaders(tiny, progressive_size=steps)

@@ -19,10 +19,11 @@ from vision_wrapper.errors import (
     UnknownNameError,
 )
 from vision_wrapper.models import MODELS, build_model
-from vision_wrapper.models.layers import NORMS
+from vision_wrapper.models.layers import ACTIVATIONS, NORMS, GhostBatchNorm
 
-PARAMETERS = {"custom_resnet": 6_573_130, "resnet18": 11_173_962, "resnet34": 21_282_122}
+PARAMETERS = {"custom_resnet": 6_573_130, "resnet18": 11_173_962, "resnet34": 21_282_122, "whitened_convnet": 1_972_514}
 SMALL = {"widths": (4, 8, 8, 8)}
+SMALL_OF = {"custom_resnet": SMALL, "whitened_convnet": {"widths": (4, 8, 8)}}
 
 
 def count(model):
@@ -46,7 +47,7 @@ def test_parameters_of_the_custom_resnet_with_bias():
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_for_any_size_channels_and_classes(name, norm):
-    arguments = SMALL if name == "custom_resnet" else {}
+    arguments = SMALL_OF.get(name, {})
     for channels, classes, (height, width) in ((3, 10, (32, 32)), (1, 2, (28, 33)), (4, 101, (17, 64))):
         model = build_model(name, norm=norm, in_channels=channels, num_classes=classes, **arguments).eval()
         with torch.no_grad():
@@ -59,7 +60,7 @@ def test_logits_for_any_size_channels_and_classes(name, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_used(name, norm):
-    arguments = SMALL if name == "custom_resnet" else {}
+    arguments = SMALL_OF.get(name, {})
     model = build_model(name, norm=norm, **arguments)
     model(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
@@ -83,6 +84,71 @@ def test_the_custom_resnet_is_the_assignments(pool, after):
     assert torch.allclose(y, torch.relu(block.norm(convolved)), atol=1e-6)
     total = y + residual.conv2(residual.conv1(y))
     assert torch.allclose(maps["layer1"], torch.relu(total) if after else total, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    for name, arguments in SMALL_OF.items():
+        model = build_model(name, activation=activation, **arguments)
+        kinds = {type(m) for m in model.modules() if type(m).__module__ == "torch.nn.modules.activation"}
+        assert kinds == {type(ACTIVATIONS[activation]())}
+        again = build_model(name, **model.architecture["arguments"])
+        assert model.architecture == again.architecture
+
+
+def test_ghost_batch_norm_takes_each_part_by_itself():
+    x = torch.randn(70, 3, 4, 4) * torch.arange(1, 71).view(-1, 1, 1, 1)
+    ghost, plain = GhostBatchNorm(3), nn.BatchNorm2d(3)
+    expected = torch.cat([nn.functional.batch_norm(part, None, None, training=True) for part in x.split(35)])
+    assert torch.allclose(ghost(x), expected, atol=1e-5)
+    plain(x)
+    # The running statistics move as far as by one batch, each part's by its share.
+    parts = torch.stack([part.mean((0, 2, 3)) for part in x.split(35)])
+    share = 1 - 0.9**0.5
+    assert torch.allclose(ghost.running_mean, (1 - share) * share * parts[0] + share * parts[1], atol=1e-6)
+    assert ghost.num_batches_tracked == 1
+    ghost.load_state_dict(plain.state_dict())
+    assert torch.equal(ghost.eval()(x), plain.eval()(x))
+    few = torch.randn(40, 3, 4, 4)
+    assert torch.equal(ghost.train()(few), plain.train()(few))  # too few for two parts
+
+
+def test_dirac_passes_channels_on():
+    x = torch.rand(2, 3, 32, 32)
+    model = models.CustomResNet(init="dirac", widths=(4, 8, 8, 8))
+    assert torch.allclose(model.prep.conv(x)[:, :3], x, atol=1e-6)
+    assert not torch.allclose(model.prep.conv(x)[:, 3], x[:, 0], atol=0.1)
+    inner = torch.rand(2, 8, 8, 8)
+    assert torch.allclose(model.layer1[1].conv1.conv(inner), inner, atol=1e-6)
+    with pytest.raises(SettingError, match="init must be"):
+        models.CustomResNet(init="zero")
+
+
+def test_whitening_decorrelates_patches():
+    generator = torch.Generator().manual_seed(0)
+    smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 18, 18, generator=generator), 3, 1)
+    mixed = torch.einsum("dc,nchw->ndhw", torch.tensor([[3.0, 1, 1], [1, 3, 1], [1, 1, 3]]), smooth)
+    layer = models.Whitening(3)
+    layer.fit(mixed)
+    outputs = layer(mixed).detach().permute(1, 0, 2, 3).flatten(1)
+    second_moments = outputs @ outputs.T / outputs.shape[1]
+    assert torch.allclose(second_moments[:12, :12], torch.eye(12), atol=0.05)
+    assert torch.equal(outputs[:12], -outputs[12:])
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    flat = models.Whitening(1)
+    flat.fit(torch.ones(4, 1, 8, 8))  # without any variance but one
+    assert torch.isfinite(flat.weight).all()
+
+
+def test_the_whitened_network_learns_shifts_and_no_scales():
+    model = models.WhitenedConvNet()
+    assert count(model) == 1_971_362
+    assert not [n for n, _ in model.named_parameters() if "norm" in n and "weight" in n]
+    assert {"block1.norm1.weight", "whiten.weight"} <= model.state_dict().keys()
+    with pytest.raises(SettingError, match="at least 9x9"):
+        model(torch.rand(1, 3, 8, 8))
+    with pytest.raises(SettingError, match="three numbers"):
+        models.WhitenedConvNet(widths=(4, 8))
 
 
 def test_dropout_acts_in_training_alone():
@@ -234,7 +300,7 @@ def test_torchvisions_weights_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_freeze_and_unfreeze(name):
-    model = build_model(name, num_classes=3, **(SMALL if name == "custom_resnet" else {}))
+    model = build_model(name, num_classes=3, **SMALL_OF.get(name, {}))
     models.freeze(model)
     learning = [n for n, p in model.named_parameters() if p.requires_grad]
     assert learning == ["fc.weight", "fc.bias"]
@@ -250,7 +316,7 @@ def test_freeze_and_unfreeze(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_groups(name):
-    model = build_model(name, **(SMALL if name == "custom_resnet" else {}))
+    model = build_model(name, **SMALL_OF.get(name, {}))
     groups = models.parameter_groups(model, lr=0.1, body_lr=0.01, weight_decay=5e-4)
     by_name = {group["name"]: group for group in groups}
     assert set(by_name) == {"head", "head_norms_biases", "body", "body_norms_biases"}

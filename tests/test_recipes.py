@@ -33,11 +33,17 @@ def images():
     return data.from_arrays((pixels[:60], labels[:60]), (pixels[60:], labels[60:]), ("<b>red</b>", "green", "blue"))
 
 
+SMALL_ARGUMENTS = {"custom_resnet": {"widths": (4, 4, 8, 8)}, "whitened_convnet": {"widths": (4, 8, 8)}}
+
+
 def reduced(name):
-    """A recipe with a small network where there is one, and 2 epochs."""
-    recipe = RECIPES[name].changed(epochs=2, batch_size=4)
-    if recipe.model == "custom_resnet":
-        recipe = recipe.changed(model_args={**recipe.model_args, "widths": (4, 4, 8, 8)})
+    """A recipe with a small network where there is one, small images, and 2 epochs; it downloads nothing."""
+    recipe = RECIPES[name].changed(epochs=2, batch_size=4, pretrained=None)
+    recipe = recipe.changed(
+        model_args={**recipe.model_args, **SMALL_ARGUMENTS.get(recipe.model, {})},
+        size=recipe.size and 32,
+        val_fraction=min(recipe.val_fraction, 0.1),
+    )
     if recipe.find_lr:
         recipe = recipe.changed(find_lr=False, schedule_args={**recipe.schedule_args, "max_lr": 0.01})
     return recipe
@@ -59,16 +65,41 @@ def test_every_recipe_makes_a_whole_run_folder(name, images, tmp_path):
     assert "Not available" not in page and page.count("data:image/png") >= 9
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_as_it_was_published(name):
+CLASSIC = (
+    "custom-resnet-onecycle", "custom-resnet-adam", "custom-resnet-sgd", "custom-resnet-late-peak",
+    "custom-resnet-avgpool", "resnet18-layernorm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_the_classic_recipes_have_nothing_that_their_originals_had_not(name):
+    recipe, plain = RECIPES[name], recipes.Recipe("plain", "")
+    for field in ("groups", "lookahead", "whiten", "head_scale", "progressive_size", "label_smoothing", "ema", "size"):
+        assert getattr(recipe, field) == getattr(plain, field), field
+    assert "Alternating" not in str(data.AUGMENTATIONS[recipe.augment])
+
+
+def test_the_new_recipes_leave_the_networks_unchanged():
+    for name in ("custom-resnet-page", "custom-resnet-fast", "custom-resnet-best"):
+        assert dict(RECIPES[name].model_args) == {}
+        assert RECIPES[name].build_model(10).architecture == RECIPES["custom-resnet-adam"].build_model(10).architecture
+    assert RECIPES["resnet18-layernorm-best"].model_args["norm"] == "layer"
+    assert [RECIPES[f"{n}"].epochs for n in ("custom-resnet-fast", "custom-resnet-best", "resnet18-best")] == [
+        10,
+        24,
+        40,
+    ]
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_every_classic_recipe_as_it_was_published(name):
     """The table of experiments: parameters, the peak, the last rate."""
     recipe = RECIPES[name]
     parameters = sum(p.numel() for p in recipe.build_model(10).parameters())
     expected = {"custom-resnet-sgd": 6_575_370, "resnet18-layernorm": 11_173_962}
-    if name != "quickstart":
-        assert parameters == expected.get(name, 6_573_130)
+    assert parameters == expected.get(name, 6_573_130)
     schedule = recipe.build_schedule(max_lr=0.05)
-    if schedule is not None and schedule.name == "one_cycle" and name != "quickstart":
+    if schedule is not None and schedule.name == "one_cycle":
         rates = schedule.preview(recipe.epochs, 98)
         peak = rates.index(max(rates))
         assert peak == (293 if name == "custom-resnet-late-peak" else 489)
@@ -84,6 +115,14 @@ def test_a_peak_keeps_its_fraction():
     recipe = RECIPES["custom-resnet-onecycle"].changed(epochs=12)
     assert recipe.schedule_args["peak_epoch"] == 2.5
     assert RECIPES["custom-resnet-avgpool"].changed(epochs=10).schedule_epochs == 12
+
+
+def test_what_counts_in_epochs_keeps_its_share():
+    recipe = RECIPES["quickstart"].changed(progressive_size=((0, 0.5), (4, 1.0)))
+    assert recipe.changed(epochs=4).progressive_size == ((0, 0.5), (2, 1.0))
+    assert RECIPES["folder"].changed(epochs=5).freeze_epochs == 1
+    assert RECIPES["folder"].changed(epochs=1).freeze_epochs == 0
+    assert RECIPES["folder"].changed(epochs=20).freeze_epochs == 4
 
 
 def test_the_finder_chooses_the_rate(images, tmp_path):
@@ -121,6 +160,18 @@ def test_unknown_names_are_named():
         ({"val_fraction": 1.5}, "val_fraction"),
         ({"epochs": True}, "whole number"),
         ({"schedule_epochs": 3}, "at least `epochs`"),
+        ({"head_scale": 0}, "head_scale must be"),
+        ({"freeze_epochs": 8}, "freeze_epochs must be"),
+        ({"groups": {"decay": 1}}, "weight_decay"),
+        ({"groups": {"lr": 1}}, "entry of groups"),
+        ({"lookahead": {"k": 5}}, "entry of lookahead"),
+        ({"lookahead": 5}, "lookahead must be a dict"),
+        ({"augment_args": {"hole_size": 3}}, "no operation that hole_size"),
+        ({"tta": "flop"}, "did you mean 'flip'"),
+        ({"progressive_size": [[1, 0.5]]}, "begin at epoch 0"),
+        ({"normalisation": "none"}, "imagenet"),
+        ({"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
+        ({"whiten": "yes"}, "true or false"),
     ],
 )
 def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
@@ -364,7 +415,8 @@ def test_custom_resnet_onecycle_trains_on_real_images(cifar_folder, tmp_path):
 
 def test_recipes_take_a_fused_optimizer_unless_their_arguments_choose():
     model = torch.nn.Linear(2, 2)
-    assert all(recipe.build_optimizer(model).defaults["fused"] for recipe in RECIPES.values())
+    fused = [recipe for recipe in RECIPES.values() if recipe.optimizer != "muon"]
+    assert len(fused) > 10 and all(recipe.build_optimizer(model).defaults["fused"] for recipe in fused)
     chosen = RECIPES["quickstart"].changed(optimizer_args={"foreach": True}).build_optimizer(model)
     assert chosen.defaults["foreach"] and not chosen.defaults["fused"]
 
@@ -376,3 +428,93 @@ def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
     )
     page = (result.run_dir / "report.html").read_text()
     assert "Test accuracy, last epoch" in page and "not counted" in page and "Not available" not in page
+
+
+def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
+    """Groups by role, a scaled head, lookahead, sizes that grow, whitening, and averaging at test time."""
+    from vision_wrapper.recipes.run import _load, _trainer
+
+    recipe = reduced("speedrun").changed(
+        lookahead={"steps": 2}, progressive_size=((0, 0.75), (1, 1.0)), augment_args={"pad": 1}
+    )
+    found, loaders = _load(recipe, images, "data")
+    trainer = _trainer(recipe, found, loaders, callbacks=[])
+    groups = {group["name"]: group for group in trainer.optimizer.param_groups}
+    assert groups["body"]["lr"] == 0.24 and groups["body_norms_biases"]["lr"] == 106.0
+    assert groups["head"]["lr"] == pytest.approx(1.66 / 81) and groups["body_norms_biases"]["weight_decay"] == 0
+    assert trainer.optimizer.steps == 2 and trainer.optimizer.optimizer.param_groups is trainer.optimizer.param_groups
+    assert next(iter(loaders.train))[0].shape[2:] == (12, 12)
+    assert trainer.model.fc.weight.abs().max() < 1 / 9 / np.sqrt(8) + 1e-6
+    outputs = trainer.model.whiten(loaders.preprocess.batch([images.train[i][0] for i in range(60)]))
+    variances = (outputs - trainer.model.whiten.bias[:, None, None]).square().mean((0, 2, 3))
+    assert float(variances.median()) == pytest.approx(1, abs=0.2)
+    result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    figures = json.loads((tmp_path / "run/results.json").read_text())
+    assert figures["tta"] == "flip_shift" and figures["tta_accuracy"] == result.tta_accuracy
+    assert figures["accuracy"] == result.predictions.accuracy() and figures["images_per_second"] > 0
+    again = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    assert again.tta_accuracy == result.tta_accuracy
+    with pytest.raises(SettingError, match="Whitening layer"):
+        recipes.run(reduced("quickstart"), data=images, out=tmp_path / "other", callbacks=[], whiten=True)
+
+
+class Watch(Callback):
+    """Whether the body was frozen, epoch by epoch."""
+
+    def __init__(self):
+        self.frozen = []
+
+    def on_epoch_end(self, run):
+        self.frozen.append(not run.trainer.model.conv1.weight.requires_grad)
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_folder_fine_tunes_where_the_weights_are_at_hand(images, tmp_path, monkeypatch, at_hand):
+    import torchvision
+
+    theirs = torchvision.models.resnet18(num_classes=1000)
+
+    def weights(self, **_):
+        if not at_hand:
+            raise OSError("no network")
+        return theirs.state_dict()
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", weights)
+    recipe = RECIPES["folder"].changed(epochs=3, batch_size=16, size=32, freeze_epochs=2)
+    watch = Watch()
+    with contextlib.nullcontext() if at_hand else pytest.warns(UserWarning, match="begins from random weights"):
+        result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[watch])
+    assert watch.frozen == ([True, True, False] if at_hand else [False] * 3)
+    classifier = vw.load_classifier(result.run_dir / "best.safetensors")
+    assert classifier.preprocess.mean == (0.485, 0.456, 0.406) and classifier.preprocess.size == (32, 32)
+
+
+def test_folder_asks_for_a_folder(tmp_path):
+    with pytest.raises(SettingError, match="for your own images"):
+        recipes.run("folder", out=tmp_path / "run")
+    assert "--data FOLDER" in command("train", "folder", cwd=tmp_path, expect=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "quickstart"])
+def test_every_recipe_on_two_percent_of_cifar10(name, cifar_folder, tmp_path):
+    """1,000 and 200 real images, 2 epochs; narrow networks, and smaller images for those that have no width."""
+    part = tmp_path / "cifar"
+    for split, count in (("train", 100), ("test", 20)):
+        for folder in sorted((cifar_folder / split).iterdir()):
+            (part / split / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                (part / split / folder.name / file.name).symlink_to(file)
+    narrow = {"custom_resnet": {"widths": (16, 32, 64, 128)}, "whitened_convnet": {"widths": (16, 64, 64)}}
+    recipe = RECIPES[name]
+    recipe = recipe.changed(
+        epochs=2, batch_size=50, model_args={**recipe.model_args, **narrow.get(recipe.model, {})}, pretrained=None,
+        size=None if recipe.model in narrow else 16,
+    )  # fmt: skip
+    result = recipes.run(
+        recipe, data=data.cached(data.load(str(part)), tmp_path / "cache"), out=tmp_path / "run", callbacks=[]
+    )
+    assert result.predictions.logits.shape == (200, 10) and torch.isfinite(result.predictions.logits).all()
+    losses = result.history["train_loss"]
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    assert (result.tta_accuracy is None) == (recipe.tta is None)

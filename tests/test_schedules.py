@@ -84,3 +84,27 @@ def test_torch_annihilates_by_default():
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
     assert scheduler.state_dict()["_schedule_phases"] and optimizer.param_groups[0]["min_lr"] == pytest.approx(4e-6)
     assert optimizer.param_groups[0]["betas"][0] != 0.8
+
+
+def test_a_line_ends_at_its_last_rate_for_all_groups():
+    rates = schedules.linear().preview(2, 5, lr=0.1)
+    assert rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
+    rates = schedules.linear(max_lr=0.4, final_lr=0.2).preview(1, 4)
+    assert rates == pytest.approx([0.4, 0.35, 0.3, 0.25])
+    parts = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    groups = [{"params": part.parameters(), "lr": lr} for part, lr in zip(parts, (1.0, 0.1), strict=True)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = schedules.linear(final_lr=0.5).build(optimizer, 1, 4)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])
+    with pytest.raises(SettingError, match="final_lr"):
+        schedules.linear(final_lr=-1)
+
+
+def test_one_cycle_may_end_at_nothing():
+    rates = schedules.one_cycle(max_lr=0.4, min_lr=0.1, peak_epoch=1, final_lr=0).preview(4, 5)
+    assert (
+        rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(0.4) and rates[-1] == pytest.approx(0, abs=1e-9)
+    )

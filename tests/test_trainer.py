@@ -23,7 +23,17 @@ from vision_wrapper.errors import (
     SettingError,
     UnknownNameError,
 )
-from vision_wrapper.trainer import Callback, CSVLog, EarlyStopping, EpochLog, History, ProgressBar, Trainer, schedules
+from vision_wrapper.trainer import (
+    Callback,
+    CSVLog,
+    EarlyStopping,
+    EpochLog,
+    FreezeBody,
+    History,
+    ProgressBar,
+    Trainer,
+    schedules,
+)
 
 
 def make(images, *, dropout=0.0, augment="crop_flip", optimizer="adam", **arguments):
@@ -636,3 +646,36 @@ def test_ways_to_compile_that_cannot_be(arguments):
     model = nn.Linear(2, 2)
     with pytest.raises(SettingError, match="graphs"):
         Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
+
+
+def test_a_frozen_body_thaws_when_it_is_time(images, tmp_path):
+    """The body stays as it was for two epochs, weights and statistics, and learns from the third on; also resumed."""
+
+    class Watch(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_epoch_end(self, run):
+            model = run.trainer.model
+            self.seen.append((model.prep.conv.weight.clone(), model.prep.norm.running_mean.clone()))
+
+    def fit(callbacks, checkpoint=None):
+        trainer, loaders = make(images, optimizer="sgd")
+        first = trainer.model.prep.conv.weight.clone(), trainer.model.prep.norm.running_mean.clone()
+        watch = Watch()
+        trainer.callbacks += [FreezeBody(2), watch, *callbacks]
+        trainer.fit(loaders.train, epochs=4, checkpoint=checkpoint, checkpoint_seconds=0)
+        return trainer, [first, *watch.seen]
+
+    trainer, seen = fit([])
+    same = [all(map(torch.equal, seen[0], later)) for later in seen]
+    assert same == [True, True, True, False, False]
+    assert all(p.requires_grad for p in trainer.model.parameters()) and trainer.model.prep.training
+    for at in (3, 14, 20):
+        path = tmp_path / f"{at}.ckpt"
+        with pytest.raises(MemoryError):
+            fit([StopAt(at)], path)
+        resumed, _ = fit([], path)
+        assert equal(weights(trainer), weights(resumed)), at
+    with pytest.raises(SettingError, match="epochs must be"):
+        FreezeBody(-1)

@@ -6,12 +6,12 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
@@ -30,6 +30,9 @@ _MAX_WORKERS = 8  # more only pays on machines whose owner will say so
 _EVALUATED_PIXELS = 2**19  # in a batch without gradients at least: 512 images of 32x32, fewer of larger
 _COPIED = 4096  # images that go to a GPU at a time
 _DEVICE_SHARE = 4  # raw images are kept on a GPU where they take at most a quarter of its free memory
+
+
+ProgressiveSize: TypeAlias = Sequence[tuple[float, float]]  # (first epoch, share of the input's sides)
 
 
 class Loader:
@@ -65,10 +68,12 @@ class Loader:
         num_workers: int = 0,
         seed: int = 0,
         balanced: bool = False,
+        progressive_size: ProgressiveSize = (),
     ):
         self.split, self.classes, self.preprocess = split, classes, preprocess
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.num_workers, self.seed, self.balanced = num_workers, seed, balanced
+        self.progressive_size = tuple((float(first), float(share)) for first, share in progressive_size)
         self.epoch = 0
         self.device = torch.device("cpu")
         self._samples = _Samples(split, preprocess, augmenter)
@@ -116,7 +121,16 @@ class Loader:
             images = self.preprocess.normalise(images, channels_last)
             if self._mixer is not None:
                 images, targets = self._mixer(images, targets, epoch, chunk)
-            yield images, targets
+            yield self._sized(images, epoch, channels_last), targets
+
+    def _sized(self, images: Tensor, epoch: int, channels_last: bool) -> Tensor:
+        """The images (N, C, H, W) at the size of this epoch."""
+        share = next((share for first, share in reversed(self.progressive_size) if epoch >= first), 1.0)
+        size = [max(1, round(share * side)) for side in images.shape[2:]]
+        if size == list(images.shape[2:]):
+            return images
+        images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def _produce(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Raw batches on the device, which is not waited for: uint8 (N, H, W, C) and int64 (N,)."""
@@ -171,6 +185,7 @@ class Loader:
             "size": list(self.preprocess.size),
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
+            **({"progressive_size": [list(step) for step in self.progressive_size]} if self.progressive_size else {}),
         }
 
     def _fingerprint(self) -> str:
@@ -372,6 +387,7 @@ def make_loaders(
     size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
     balanced: bool = False,
+    progressive_size: ProgressiveSize = (),
 ) -> Loaders:
     """Loaders of the splits of a data set. Only `train` is shuffled and augmented.
 
@@ -391,6 +407,9 @@ def make_loaders(
             network.
         balanced: draw each class equally often in an epoch, which stays as long: images of small classes are repeated,
             with the same look in the same epoch.
+        progressive_size: pairs (epoch, share): from that epoch on (the first from 0) training images have this share of
+            the input's sides, scaled after augmentation, such as `[(0, 0.75), (6, 1.0)]`. Small images early save work
+            (Howard 2018; Tan & Le 2021, arXiv:2104.00298); evaluation has them whole.
 
     Raises:
         UnknownNameError: an unknown augmentation.
@@ -405,6 +424,7 @@ def make_loaders(
         raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
     if preprocess is not None and size is not None:
         raise SettingError("size and preprocess both give the size of the input; pass one of them.")
+    check_progressive_size(progressive_size)
     seed = checked_seed(seed)
     train, val = data.train, data.val
     if val_fraction:
@@ -429,6 +449,7 @@ def make_loaders(
     workers = _number_of_workers(data.train, num_workers)
     common = {"classes": data.classes, "preprocess": preprocess, "num_workers": workers}
     random = {"augmenter": augmenter, "shuffle": True, "balanced": balanced, "seed": seed}
+    random["progressive_size"] = progressive_size
     evaluated = max(batch_size, _EVALUATED_PIXELS // (preprocess.size[0] * preprocess.size[1]))
     loaders = Loaders(
         train=Loader(train, **common, **random, batch_size=batch_size, drop_last=drop_last),
@@ -438,6 +459,17 @@ def make_loaders(
     )
     loaders.train._samples[0, np.array([0])]  # an augmentation that cannot work fails here, not in a worker
     return loaders
+
+
+def check_progressive_size(steps: ProgressiveSize) -> None:
+    """Raise `SettingError` unless these are pairs (epoch, share of the size) from epoch 0 on."""
+    pairs = isinstance(steps, (tuple, list)) and all(isinstance(s, (tuple, list)) and len(s) == 2 for s in steps)
+    numbers = pairs and all(isinstance(v, (int, float)) and not isinstance(v, bool) for s in steps for v in s)
+    firsts = [step[0] for step in steps] if numbers else []
+    if not numbers or not all(0 < share <= 1 for _, share in steps) or firsts != sorted(set(firsts)):
+        raise SettingError(f"progressive_size must be pairs (epoch, share in (0, 1]) in rising order, got {steps!r}.")
+    if firsts and firsts[0] != 0:
+        raise SettingError(f"progressive_size must begin at epoch 0, got {steps!r}.")
 
 
 def common_size(split: Split) -> tuple[int, int]:

@@ -17,13 +17,17 @@ from vision_wrapper.models.weights import (
     head_of,
     load_weights,
     parameter_groups,
+    scale_head,
     unfreeze,
 )
+from vision_wrapper.models.whitened_convnet import WhitenedConvNet, Whitening
 
 __all__ = [
     "MODELS",
     "CustomResNet",
     "ResNet",
+    "WhitenedConvNet",
+    "Whitening",
     "build_model",
     "freeze",
     "from_pytorch_cifar",
@@ -32,12 +36,19 @@ __all__ = [
     "parameter_groups",
     "resnet18",
     "resnet34",
+    "scale_head",
     "summary",
     "unfreeze",
 ]
 
 MODELS: Table[Callable[..., nn.Module]] = Table(
-    "model", {"custom_resnet": CustomResNet, "resnet18": resnet18, "resnet34": resnet34}
+    "model",
+    {
+        "custom_resnet": CustomResNet,
+        "resnet18": resnet18,
+        "resnet34": resnet34,
+        "whitened_convnet": WhitenedConvNet,
+    },
 )
 
 

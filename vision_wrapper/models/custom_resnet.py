@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from vision_wrapper.errors import SettingError
-from vision_wrapper.models.layers import NORMS, NormLayer, check_classes_and_channels
+from vision_wrapper.models.layers import (
+    ACTIVATIONS,
+    NORMS,
+    Activation,
+    NormLayer,
+    check_classes_and_channels,
+    check_init,
+    start_as_identity,
+)
 
 SMALLEST = 8  # pixels: three times halved
 
@@ -27,11 +34,14 @@ class CustomResNet(nn.Module):
         pool: what reduces the last map to one value a channel, "max" or "avg".
         activation_after_add: apply ReLU to the sum of a residual and its input.
         dropout: probability before the linear layer.
-        norm: "batch", "layer" (GroupNorm(1, C)), "group" or "instance".
+        norm: "batch", "ghost" (over parts of 32 images), "shift" (without a scale), "layer" (GroupNorm(1, C)), "group"
+            or "instance".
         widths: channels of prep and of the three layers.
+        activation: "relu", "celu" (alpha 0.075), "gelu" or "silu".
+        init: "default" is torch's; "dirac" lets the first filters of each convolution pass its channels on.
 
     Raises:
-        UnknownNameError: an unknown norm.
+        UnknownNameError: an unknown norm or activation.
         SettingError: any other value that cannot be.
     """
 
@@ -45,6 +55,8 @@ class CustomResNet(nn.Module):
         dropout: float = 0.0,
         norm: str = "batch",
         widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+        activation: str = "relu",
+        init: Literal["default", "dirac"] = "default",
     ):
         super().__init__()
         check_classes_and_channels(num_classes, in_channels)
@@ -54,7 +66,8 @@ class CustomResNet(nn.Module):
             raise SettingError(f"dropout is a probability in [0, 1), got {dropout!r}.")
         if len(widths) != 4:
             raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
-        make_norm = NORMS[norm]
+        check_init(init)
+        make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
         # What rebuilds this network with `build_model`; a classifier file carries it.
         self.architecture = {
             "name": "custom_resnet",
@@ -67,20 +80,21 @@ class CustomResNet(nn.Module):
                 "dropout": dropout,
                 "norm": norm,
                 "widths": list(widths),
+                "activation": activation,
+                "init": init,
             },
         }
         w0, w1, w2, w3 = widths
-        self.prep = conv_block(in_channels, w0, make_norm, bias)
-        self.layer1 = nn.Sequential(
-            conv_block(w0, w1, make_norm, bias, halve=True), Residual(w1, make_norm, bias, activation_after_add)
-        )
-        self.layer2 = conv_block(w1, w2, make_norm, bias, halve=True)
-        self.layer3 = nn.Sequential(
-            conv_block(w2, w3, make_norm, bias, halve=True), Residual(w3, make_norm, bias, activation_after_add)
-        )
+        kind = (make_norm, make_activation, bias)
+        self.prep = conv_block(in_channels, w0, *kind)
+        self.layer1 = nn.Sequential(conv_block(w0, w1, *kind, halve=True), Residual(w1, *kind, activation_after_add))
+        self.layer2 = conv_block(w1, w2, *kind, halve=True)
+        self.layer3 = nn.Sequential(conv_block(w2, w3, *kind, halve=True), Residual(w3, *kind, activation_after_add))
         self.pool = nn.AdaptiveMaxPool2d(1) if pool == "max" else nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(w3, num_classes)
+        if init == "dirac":
+            start_as_identity(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
@@ -95,23 +109,31 @@ class CustomResNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """x plus two convolutions of x, each with norm and ReLU."""
+    """x plus two convolutions of x, each with norm and activation."""
 
-    def __init__(self, channels: int, make_norm: NormLayer, bias: bool, activation_after_add: bool):
+    def __init__(
+        self,
+        channels: int,
+        make_norm: NormLayer,
+        make_activation: Activation,
+        bias: bool,
+        activation_after_add: bool,
+    ):
         super().__init__()
-        self.conv1 = conv_block(channels, channels, make_norm, bias)
-        self.conv2 = conv_block(channels, channels, make_norm, bias)
-        self.activation_after_add = activation_after_add
+        self.conv1 = conv_block(channels, channels, make_norm, make_activation, bias)
+        self.conv2 = conv_block(channels, channels, make_norm, make_activation, bias)
+        self.after_add = make_activation() if activation_after_add else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
-        total = x + self.conv2(self.conv1(x))
-        return torch.relu(total) if self.activation_after_add else total
+        return self.after_add(x + self.conv2(self.conv1(x)))
 
 
-def conv_block(inputs: int, outputs: int, make_norm: NormLayer, bias: bool, halve: bool = False) -> nn.Sequential:
-    """A 3x3 convolution, max pooling of 2 where it is to `halve` the map, norm, ReLU."""
+def conv_block(
+    inputs: int, outputs: int, make_norm: NormLayer, make_activation: Activation, bias: bool, halve: bool = False
+) -> nn.Sequential:
+    """A 3x3 convolution, max pooling of 2 where it is to `halve` the map, norm, activation."""
     layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))]
     if halve:
         layers.append(("pool", nn.MaxPool2d(2)))
-    return nn.Sequential(OrderedDict([*layers, ("norm", make_norm(outputs)), ("relu", nn.ReLU())]))
+    return nn.Sequential(OrderedDict([*layers, ("norm", make_norm(outputs)), ("relu", make_activation())]))

@@ -4,12 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
 
 NormLayer = Callable[[int], nn.Module]
+Activation = Callable[[], nn.Module]
+
+GHOST_SIZE = 32  # images whose statistics a ghost batch norm takes together, as Page (2019) does
+
+
+class GhostBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics are of parts of the batch, for the noise of small batches (Hoffer et al. 2017).
+
+    (N, C, H, W) to the same shape. In training each part of at least `GHOST_SIZE` images has its own mean and variance;
+    the running ones, which evaluation uses, move as far as by one batch. arXiv:1705.08741.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        count = len(input) // GHOST_SIZE
+        if not self.training or count < 2:
+            return super().forward(input)
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 - (1 - self.momentum) ** (1 / count)
+        parts = [
+            F.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps)
+            for part in input.tensor_split(count)
+        ]
+        return torch.cat(parts)
+
+
+class BiasedBatchNorm(nn.BatchNorm2d):
+    """Batch norm that learns a shift and no scale, which stays 1, and forgets its statistics quickly.
+
+    The constants are airbench's (Jordan 2024, arXiv:2404.00498), for runs of some hundred steps.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-12, momentum=0.4)
+        del self.weight
+        self.register_buffer("weight", torch.ones(channels))
 
 
 def _group_norm(channels: int) -> nn.Module:
@@ -24,9 +63,39 @@ NORMS: Table[NormLayer] = Table(
         "batch": nn.BatchNorm2d,
         "layer": lambda channels: nn.GroupNorm(1, channels),
         "group": _group_norm,
+        "ghost": GhostBatchNorm,
+        "shift": BiasedBatchNorm,
         "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     },
 )
+
+ACTIVATIONS: Table[Activation] = Table(
+    "activation",
+    {
+        "relu": nn.ReLU,
+        "celu": lambda: nn.CELU(0.075),  # Page (2019): smooth, and close to ReLU
+        "gelu": nn.GELU,
+        "silu": nn.SiLU,
+    },
+)
+
+
+def start_as_identity(model: nn.Module) -> None:
+    """Let each convolution's first filters pass its channels on, and leave the others random.
+
+    Dirac initialisation (Zagoruyko & Komodakis 2017, arXiv:1706.00388), in the partial form of Jordan (2024). For
+    convolutions with an odd kernel and no fewer filters than channels.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] % 2 and module.groups == 1:
+            with torch.no_grad():
+                nn.init.dirac_(module.weight[: module.in_channels])
+
+
+def check_init(init: str) -> None:
+    """Raise `SettingError` for an initialisation that is not known."""
+    if init not in ("default", "dirac"):
+        raise SettingError(f'init must be "default" or "dirac", got {init!r}.')
 
 
 def check_classes_and_channels(num_classes: int, in_channels: int) -> None:

@@ -143,8 +143,24 @@ def _set_frozen(model: nn.Module, frozen: bool) -> None:
         parameter.requires_grad_(not frozen or parameter in head_parameters)
 
 
+@torch.no_grad()
+def scale_head(model: nn.Module, scale: float) -> None:
+    """Multiply the weights and the bias of the head by `scale`, for small logits at the beginning.
+
+    With `parameter_groups(…, head_scale=scale)` training then goes as if the logits of an unscaled head were multiplied
+    by `scale`, which Page (2018) found to pay for batch norm networks; 0.125 is his.
+    """
+    for parameter in head_of(model).parameters():
+        parameter.mul_(scale)
+
+
 def parameter_groups(
-    model: nn.Module, lr: float, body_lr: float | None = None, weight_decay: float = 0.0
+    model: nn.Module,
+    lr: float,
+    body_lr: float | None = None,
+    weight_decay: float = 0.0,
+    norms_biases_lr: float | None = None,
+    head_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: head and body, and of each the weights and the rest (norms and biases).
 
@@ -153,26 +169,29 @@ def parameter_groups(
         lr: learning rate of the head.
         body_lr: of the body; None means `lr`.
         weight_decay: of the weights; norms and biases have none.
+        norms_biases_lr: of the body's norms and biases; None means the body's.
+        head_scale: what `scale_head` multiplied the head by: its rate is multiplied by the square of it, and its weight
+            decay divided, which is training with logits times `head_scale`.
 
     Returns:
         Up to four dicts with "name" ("head", "head_norms_biases", "body", "body_norms_biases"), "params", "lr" and
         "weight_decay". Schedules and the LR finder keep the proportion of the groups' rates.
     """
     head = set(head_of(model).parameters())
+    body_lr = lr if body_lr is None else body_lr
+    head_lr, head_decay = lr * head_scale**2, weight_decay / head_scale**2
+    kinds = {  # name: rate and weight decay
+        "head": (head_lr, head_decay),
+        "head_norms_biases": (head_lr, 0.0),
+        "body": (body_lr, weight_decay),
+        "body_norms_biases": (body_lr if norms_biases_lr is None else norms_biases_lr, 0.0),
+    }
     groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        in_head, is_weight = parameter in head, parameter.ndim > 1  # norms and biases are vectors
-        name = ("head" if in_head else "body") + ("" if is_weight else "_norms_biases")
-        group = groups.setdefault(
-            name,
-            {
-                "name": name,
-                "params": [],
-                "lr": lr if in_head or body_lr is None else body_lr,
-                "weight_decay": weight_decay if is_weight else 0.0,
-            },
-        )
-        group["params"].append(parameter)
+        if parameter.requires_grad:
+            # Norms and biases are vectors.
+            name = ("head" if parameter in head else "body") + ("" if parameter.ndim > 1 else "_norms_biases")
+            rate, decay = kinds[name]
+            group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
+            group["params"].append(parameter)
     return list(groups.values())

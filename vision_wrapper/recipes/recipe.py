@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -13,24 +13,21 @@ from torch import nn
 
 from vision_wrapper._lookup import check_names
 from vision_wrapper._seeding import checked_seed
-from vision_wrapper.data import AUGMENTATIONS
+from vision_wrapper.data import augmentation
+from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
-from vision_wrapper.models import MODELS, build_model
-from vision_wrapper.trainer import SCHEDULES, Schedule
+from vision_wrapper.models import MODELS, build_model, parameter_groups, scale_head
+from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule
 from vision_wrapper.trainer.precision import PRECISIONS
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
+from vision_wrapper.trainer.views import views_of
 
 
 @dataclass(frozen=True)
 class Expected:
     """What a recipe reached, measured: the mean over `seeds` of the last epoch's accuracy on the test set.
 
-    Accuracies are in [0, 1]; `spread` is the standard deviation between seeds, None for a single one.
+    Accuracies are in [0, 1]; `tta_accuracy` is with the recipe's test-time averaging. `spread` is the standard
+    deviation between seeds, None for a single one; `images_per_second` of training.
     """
 
     accuracy: float
@@ -38,6 +35,7 @@ class Expected:
     spread: float | None
     seeds: int
     epochs: int
+    images_per_second: float
     data: str
     hardware: str
     version: str
@@ -54,9 +52,17 @@ class Recipe:
         channels: 3 for RGB, 1 for grey.
         model: a name of `MODELS`.
         model_args: its constructor's arguments, without num_classes and in_channels.
-        optimizer: "adam", "adamw" or "sgd".
+        pretrained: torchvision's weights of the model, such as "IMAGENET1K_V1". Where they cannot be had, training
+            begins from random weights, with a warning.
+        whiten: fit the network's first layer, a `Whitening`, to training images.
+        head_scale: of the logits, in the form of `models.scale_head` and `models.parameter_groups`.
+        optimizer: "adam", "adamw", "muon" or "sgd".
         lr: the optimizer's rate, from which the LR finder's groups and some schedules start.
         optimizer_args: its further arguments.
+        groups: arguments of `models.parameter_groups` (body_lr, norms_biases_lr, weight_decay); with them, or with a
+            head_scale, norms and biases have no weight decay. None is one group for all.
+        lookahead: arguments of `trainer.Lookahead`, or None.
+        freeze_epochs: that train the head alone, at the beginning; none where there are no pretrained weights.
         schedule: a name of `SCHEDULES`, or None.
         schedule_args: its arguments.
         find_lr: take the schedule's `max_lr` from the LR finder, and `min_lr` as a tenth of it.
@@ -64,14 +70,20 @@ class Recipe:
         epochs: that are trained.
         schedule_epochs: that the schedule is made for, where the run ends before; None is `epochs`.
         augment: a name of `AUGMENTATIONS`.
+        augment_args: numbers to change in it, as of `data.augmentation`.
+        size: of the network's input, pixels; None is that of the images, or 224 where they differ.
+        normalisation: by mean and standard deviation of the training "data", or of "imagenet" (for pretrained weights).
+        progressive_size: pairs (epoch, share of the size), as of `data.make_loaders`.
         val_fraction: held out of the training images and watched; 0 watches the test set, as the classic ones do.
         label_smoothing: of the cross-entropy.
         drop_last: leave out a last batch that is not full.
         precision: of the trainer.
         ema: of the trainer.
         accumulate: of the trainer.
+        tta: test-time averaging whose accuracy is given beside the plain one, or None.
         seed: of everything random.
         published: what the original reports, as text.
+        goal: the test accuracies that were aimed at, in [0, 1], without and with `tta`; or None.
         expected: what was measured with this library, or None.
     """
 
@@ -81,9 +93,15 @@ class Recipe:
     channels: int = 3
     model: str = "custom_resnet"
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    pretrained: str | None = None
+    whiten: bool = False
+    head_scale: float = 1.0
+    optimizer: str = "adam"
     lr: float = 0.01
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Any] | None = None
+    lookahead: Mapping[str, Any] | None = None
+    freeze_epochs: int = 0
     schedule: str | None = None
     schedule_args: Mapping[str, Any] = field(default_factory=dict)
     find_lr: bool = False
@@ -91,26 +109,40 @@ class Recipe:
     epochs: int = 24
     schedule_epochs: int | None = None
     augment: str = "none"
+    augment_args: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    normalisation: Literal["data", "imagenet"] = "data"
+    progressive_size: Sequence[tuple[float, float]] = ()
     val_fraction: float = 0.0
     label_smoothing: float = 0.0
     drop_last: bool = False
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     ema: float | None = None
     accumulate: int = 1
+    tta: str | None = None
     seed: int = 0
     published: str = ""
+    goal: tuple[float | None, float | None] | None = None
     expected: Expected | None = None
 
     def __post_init__(self):
         self._check_numbers()
         checked_seed(self.seed)
-        AUGMENTATIONS[self.augment]
         check_names("optimizer", [self.optimizer], OPTIMIZERS)
         check_names("precision", [self.precision], PRECISIONS)
-        for name in ("model_args", "optimizer_args", "schedule_args"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {getattr(self, name)!r}.')
+        check_names("normalisation", [self.normalisation], ("data", "imagenet"))
+        for name in ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and not (value is None and name in ("groups", "lookahead")):
+                raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {value!r}.')
+        augmentation(self.augment, **self.augment_args)
+        check_progressive_size(self.progressive_size)
+        views_of(self.tta)
+        _check_arguments("groups", parameter_groups, self.groups or {}, ("model", "lr", "head_scale"))
+        _check_arguments("lookahead", Lookahead, self.lookahead or {}, ("optimizer",))
         _check_arguments("model_args", MODELS[self.model], self.model_args, ("num_classes", "in_channels"))
+        if self.pretrained is not None and "weights" not in _parameters(MODELS[self.model]):
+            raise SettingError(f"{self.model} has no pretrained weights; of torchvision's, resnet18 and resnet34 have.")
         _check_arguments("optimizer_args", OPTIMIZERS[self.optimizer], self.optimizer_args, ("params", "lr"))
         if self.schedule is not None:
             found = ("max_lr",) if self.find_lr else ()
@@ -131,15 +163,19 @@ class Recipe:
             "accumulate": (int, least_one, "a whole number of at least 1"),
             "schedule_epochs": (int, lambda v: v >= self.epochs, "a whole number of at least `epochs`, or None"),
             "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
+            "head_scale": (float, lambda v: 0 < v < math.inf, "a positive number"),
+            "freeze_epochs": (int, lambda v: 0 <= v < self.epochs, "a whole number of epochs, less than `epochs`"),
+            "size": (int, least_one, "a whole number of pixels, or None"),
             "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
             "val_fraction": (float, share, "a number in [0, 1)"),
             "label_smoothing": (float, share, "a number in [0, 1)"),
             "find_lr": (bool, lambda v: True, "true or false"),
+            "whiten": (bool, lambda v: True, "true or false"),
             "drop_last": (bool, lambda v: True, "true or false"),
         }
         for name, (kind, holds, expected) in rules.items():
             value = getattr(self, name)
-            if value is None and name in ("schedule_epochs", "ema"):
+            if value is None and name in ("schedule_epochs", "ema", "size"):
                 continue
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or (isinstance(value, bool) and kind is not bool) or not holds(value):
@@ -165,6 +201,10 @@ class Recipe:
             settings["schedule_args"] = arguments
             if self.schedule_epochs is not None and "schedule_epochs" not in settings:
                 settings["schedule_epochs"] = max(epochs, round(self.schedule_epochs * share))
+            if "progressive_size" not in settings:
+                settings["progressive_size"] = tuple((first * share, part) for first, part in self.progressive_size)
+            if "freeze_epochs" not in settings:
+                settings["freeze_epochs"] = min(epochs - 1, math.ceil(self.freeze_epochs * share))
         return replace(self, **settings)
 
     @property
@@ -177,16 +217,30 @@ class Recipe:
         return asdict(self)
 
     def build_model(self, num_classes: int) -> nn.Module:
-        """The recipe's network, with fresh weights."""
-        return build_model(self.model, num_classes=num_classes, in_channels=self.channels, **self.model_args)
+        """The recipe's network, with fresh weights but for the pretrained ones.
+
+        Raises `DataNotFoundError` where these are neither on this machine nor to be downloaded.
+        """
+        given = {} if self.pretrained is None else {"weights": self.pretrained}
+        arguments = {"in_channels": self.channels, **self.model_args, **given}
+        model = build_model(self.model, num_classes=num_classes, **arguments)
+        if self.head_scale != 1:
+            scale_head(model, self.head_scale)
+        return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The recipe's optimizer of all parameters; fused, one pass over them a step, unless its arguments choose."""
-        form = {} if {"foreach", "fused"} & set(self.optimizer_args) else {"fused": True}
+        """The recipe's optimizer; fused, one pass over the parameters a step, where it can and no argument chooses."""
+        make, arguments = OPTIMIZERS[self.optimizer], dict(self.optimizer_args)
+        if "fused" in _parameters(make) and not {"foreach", "fused"} & set(arguments):
+            arguments["fused"] = True
+        parameters: Any = model.parameters()
+        if self.groups is not None or self.head_scale != 1:
+            parameters = parameter_groups(model, self.lr, head_scale=self.head_scale, **(self.groups or {}))
         try:
-            return OPTIMIZERS[self.optimizer](model.parameters(), lr=self.lr, **form, **self.optimizer_args)
+            optimizer = make(parameters, lr=self.lr, **arguments)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer_args={dict(self.optimizer_args)} does not fit: {error}") from error
+        return optimizer if self.lookahead is None else Lookahead(optimizer, **self.lookahead)
 
     def build_schedule(self, max_lr: float | None = None) -> Schedule | None:
         """The recipe's schedule; `max_lr` is what the LR finder suggested, where the recipe asks it."""

@@ -10,11 +10,13 @@ import platform
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,23 +28,37 @@ from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loaders
-from vision_wrapper.errors import DamagedFileError, FileWriteError, OtherRunError, SettingError, VisionWrapperError
+from vision_wrapper.data.loaders import common_size
+from vision_wrapper.errors import (
+    DamagedFileError,
+    DataNotFoundError,
+    FileWriteError,
+    OtherRunError,
+    SettingError,
+    VisionWrapperError,
+)
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.table import RECIPES
-from vision_wrapper.trainer import Callback, CSVLog, History, LRCurve, Run, Trainer
+from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Run, Trainer
 
 SHOWN_MISTAKES = 20
+WHITENED_IMAGES = 5000  # that the first layer is fitted to (Jordan 2024)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights, RGB in [0, 1]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run: `predictions` are of the test set after the last epoch, None where the run was interrupted."""
+    """A run: `predictions` are of the test set after the last epoch, None where the run was interrupted.
+
+    `tta_accuracy` is the one with the recipe's test-time averaging, None where it has none.
+    """
 
     recipe: Recipe
     history: History
     predictions: Predictions | None
     run_dir: Path
+    tta_accuracy: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -84,7 +100,7 @@ def run(
             at work in it.
     """
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    source = plan.data if data is None else data
+    source = _source(plan, data)
     images, loaders = _load(plan, source, root, skip_unreadable)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = _identity(plan, source, root, skip_unreadable)
@@ -97,7 +113,7 @@ def run(
         with exclusive(folder / ".lock"), preserve_random_states():
             remove_leftovers(folder)
             seed_generators(plan.seed)
-            trainer = _trainer(plan, images, callbacks, device)
+            trainer = _trainer(plan, images, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except VisionWrapperError:
         if made and not (folder / "last.ckpt").exists():
@@ -106,10 +122,16 @@ def run(
 
 
 def _trainer(
-    plan: Recipe, images: ImageData, callbacks: Sequence[Callback] | None = None, device: str | None = None
+    plan: Recipe,
+    images: ImageData,
+    loaders: Loaders,
+    callbacks: Sequence[Callback] | None = None,
+    device: str | None = None,
 ) -> Trainer:
-    model = plan.build_model(len(images.classes))
-    return Trainer(
+    model, pretrained = _model(plan, len(images.classes))
+    if plan.whiten:
+        _whiten(model, loaders)
+    trainer = Trainer(
         model,
         plan.build_optimizer(model),
         nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing),
@@ -119,6 +141,30 @@ def _trainer(
         ema=plan.ema,
         accumulate=plan.accumulate,
     )
+    if plan.freeze_epochs:
+        trainer.callbacks.append(FreezeBody(plan.freeze_epochs if pretrained else 0))
+    return trainer
+
+
+def _model(plan: Recipe, classes: int) -> tuple[nn.Module, bool]:
+    """The recipe's network, and whether it has its pretrained weights; without them, where they cannot be had."""
+    try:
+        return plan.build_model(classes), plan.pretrained is not None
+    except DataNotFoundError as error:
+        if plan.pretrained is None:
+            raise
+        warnings.warn(f"Training begins from random weights, which takes many more images: {error}", stacklevel=4)
+        return replace(plan, pretrained=None).build_model(classes), False
+
+
+def _whiten(model: nn.Module, loaders: Loaders) -> None:
+    """Fit the first layer to training images as they are, without augmentation."""
+    layer = next((module for module in model.modules() if isinstance(module, models.Whitening)), None)
+    if layer is None:
+        raise SettingError(f"whiten=true needs a network that has a Whitening layer, not {type(model).__name__}.")
+    split = loaders.train.split
+    chosen = np.linspace(0, len(split) - 1, min(WHITENED_IMAGES, len(split))).astype(int)
+    layer.fit(loaders.preprocess.batch([split[int(index)][0] for index in chosen]))
 
 
 def _train(
@@ -141,12 +187,32 @@ def _train(
     if trainer.interrupted:
         return Result(plan, history, None, folder)
     predictions = trainer.predict(loaders.test)
+    averaged = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
     if loaders.val is None:
         best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
     _write_results(folder, images, trainer.model, history, predictions, curve)
+    write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
     report.write(folder)
     (folder / ".lock").unlink(missing_ok=True)
-    return Result(plan, history, predictions, folder)
+    return Result(plan, history, predictions, folder, averaged)
+
+
+def _results(
+    plan: Recipe, loaders: Loaders, history: History, predictions: Predictions, averaged: float | None
+) -> dict[str, Any]:
+    """The figures of a run, of its last epoch."""
+    seconds = sum(row["seconds"] for row in history.rows)
+    trained = len(history) * min(len(loaders.train.split), len(loaders.train) * loaders.train.batch_size)
+    return {
+        "accuracy": predictions.accuracy(),
+        "tta": plan.tta,
+        "tta_accuracy": averaged,
+        "train_loss": history[-1]["train_loss"],
+        "seconds": seconds,
+        "images_per_second": trained / seconds,
+        "training_images": len(loaders.train.split),
+        "test_images": len(predictions),
+    }
 
 
 class _BestClassifier(Callback):
@@ -251,18 +317,38 @@ def find_lr(
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    images, loaders = _load(plan, plan.data if data is None else data, root)
+    images, loaders = _load(plan, _source(plan, data), root)
     with preserve_random_states():
         seed_generators(plan.seed)
-        return _trainer(plan, images, callbacks=[]).find_lr(loaders.train)
+        return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
+
+
+def _source(plan: Recipe, data: Any) -> Any:
+    """The data to train on: those given, or the recipe's own."""
+    if data is None and not plan.data:
+        raise SettingError(f"The recipe {plan.name!r} is for your own images: pass data=FOLDER, or --data FOLDER.")
+    return plan.data if data is None else data
 
 
 def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> tuple[ImageData, Loaders]:
     images = source
     if not isinstance(source, ImageData):
         images = image_data.load(source, root, channels=plan.channels, seed=plan.seed, skip_unreadable=skip_unreadable)
+    changes = plan.augment_args
+    preprocess, size = None, plan.size
+    if plan.normalisation == "imagenet":
+        pixels = common_size(images.train) if size is None else (size, size)
+        preprocess, size = image_data.Preprocess(pixels, plan.channels, IMAGENET_MEAN, IMAGENET_STD), None
     loaders = image_data.make_loaders(
-        images, plan.augment, plan.batch_size, val_fraction=plan.val_fraction, drop_last=plan.drop_last, seed=plan.seed
+        images,
+        image_data.augmentation(plan.augment, **changes) if changes else plan.augment,
+        plan.batch_size,
+        val_fraction=0.0 if images.val is not None else plan.val_fraction,
+        drop_last=plan.drop_last,
+        seed=plan.seed,
+        size=size,
+        preprocess=preprocess,
+        progressive_size=plan.progressive_size,
     )
     return images, loaders
 
@@ -345,7 +431,7 @@ def _empty(folder: Path) -> None:
 
 def _is_finished(folder: Path) -> bool:
     """Whether all that a run ends with is there; what is missing is made again from its last checkpoint."""
-    return all((folder / name).exists() for name in ("history.json", "predictions.npz", "report.html"))
+    return all((folder / name).exists() for name in ("history.json", "predictions.npz", "results.json", "report.html"))
 
 
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
@@ -355,7 +441,8 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
         source=loaders.test.split,
         preprocess=loaders.preprocess,
     )
-    return Result(plan, History.from_json(folder / "history.json"), predictions, folder)
+    results = read_json(folder / "results.json")
+    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, results["tta_accuracy"])
 
 
 def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:

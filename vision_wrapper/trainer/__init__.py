@@ -6,28 +6,37 @@ from vision_wrapper.trainer.callbacks import (
     CSVLog,
     EarlyStopping,
     EpochLog,
+    FreezeBody,
     ProgressBar,
     Run,
     TensorBoard,
 )
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve
+from vision_wrapper.trainer.optimizers import OPTIMIZERS, Lookahead, Muon
 from vision_wrapper.trainer.schedules import SCHEDULES, Schedule
 from vision_wrapper.trainer.trainer import Evaluation, Trainer
+from vision_wrapper.trainer.views import VIEWS, View
 
 __all__ = [
+    "OPTIMIZERS",
     "SCHEDULES",
+    "VIEWS",
     "CSVLog",
     "Callback",
     "EarlyStopping",
     "EpochLog",
     "Evaluation",
+    "FreezeBody",
     "History",
     "LRCurve",
+    "Lookahead",
+    "Muon",
     "ProgressBar",
     "Run",
     "Schedule",
     "TensorBoard",
     "Trainer",
+    "View",
     "schedules",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vision_wrapper._files import PathLike
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper.errors import MissingPackageError, SettingError
+from vision_wrapper.models import freeze, unfreeze
 from vision_wrapper.trainer.history import COLUMNS, History
 
 if TYPE_CHECKING:
@@ -153,6 +154,42 @@ class EpochLog(Callback):
     def on_epoch_end(self, run: Run) -> None:
         """Print the line."""
         print(epoch_line(run), file=self.stream or sys.stdout, flush=True)
+
+
+class FreezeBody(Callback):
+    """Trains the head alone for the first `epochs`, and then everything: the usual way to fine-tune.
+
+    The optimizer holds all parameters from the start; give the body a smaller rate with `models.parameter_groups`. The
+    body's batch statistics stay as they are while it is frozen.
+    """
+
+    def __init__(self, epochs: int):
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+            raise SettingError(f"epochs must be a whole number of at least 0, got {epochs!r}.")
+        self.epochs = epochs
+
+    def on_fit_start(self, run: Run) -> None:
+        """Freeze, before the first batch is looked at."""
+        if run.epoch < self.epochs:
+            freeze(run.trainer.model)
+
+    def on_epoch_start(self, run: Run) -> None:
+        """Thaw when the time has come."""
+        if run.epoch == self.epochs and self.epochs:
+            unfreeze(run.trainer.model)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Leave nothing frozen."""
+        if self.epochs:
+            unfreeze(run.trainer.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the body stays frozen."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back: a run goes on as it began."""
+        self.epochs = state["epochs"]
 
 
 class CSVLog(Callback):

@@ -110,7 +110,7 @@ def one_cycle(
         min_lr: where it begins; None is `max_lr / 25`.
         peak_epoch: when the peak is reached, counted from 0, fractions allowed; None is 30% of the run.
         annihilate: fall to `min_lr / 10_000` at the end; False ends at `min_lr`.
-        final_lr: where it ends, in place of `annihilate`.
+        final_lr: where it ends, in place of `annihilate`; 0 is allowed.
         anneal: "linear" or "cos".
         three_phase: down to `min_lr` as fast as it rose, and then on to the final rate.
         cycle_momentum: also lower the momentum (Adam's beta1) while the rate rises, 0.95 to 0.85 and back.
@@ -128,8 +128,8 @@ def one_cycle(
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
-    if final_lr is not None and not _is_rate(final_lr):
-        raise SettingError(f"final_lr must be a positive number, got {final_lr!r}.")
+    if final_lr is not None and final_lr != 0:
+        _check_optional_rate("final_lr", final_lr)
     end = final_lr if final_lr is not None else (low / 1e4 if annihilate else low)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -153,7 +153,7 @@ def one_cycle(
             pct_start=peak / epochs,
             anneal_strategy=anneal,
             div_factor=max_lr / low,
-            final_div_factor=low / end,
+            final_div_factor=low / end if end else math.inf,
             three_phase=three_phase,
             cycle_momentum=cycle_momentum,
         )
@@ -179,6 +179,24 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
         return torch_schedulers.CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch, eta_min=final_lr)
 
     return Schedule("cosine", build, "batch", arguments={"max_lr": max_lr, "final_lr": final_lr})
+
+
+def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
+    """Down along a straight line over the run, by batch; all groups end at the same share of their rate.
+
+    `max_lr` None starts at the optimizer's own rates; `final_lr` is of the group with the largest.
+    """
+    _check_optional_rate("max_lr", max_lr)
+    if final_lr != 0:
+        _check_optional_rate("final_lr", final_lr)
+
+    def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, max_lr)
+        end = final_lr / max(float(group["lr"]) for group in optimizer.param_groups)
+        total = epochs * steps_per_epoch
+        return torch_schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=total)
+
+    return Schedule("linear", build, "batch", arguments={"max_lr": max_lr, "final_lr": final_lr})
 
 
 def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
@@ -265,6 +283,7 @@ SCHEDULES: Table[Callable[..., Schedule]] = Table(
     {
         "constant": constant,
         "cosine": cosine,
+        "linear": linear,
         "multi_step": multi_step,
         "one_cycle": one_cycle,
         "plateau": plateau,

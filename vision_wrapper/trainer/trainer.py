@@ -34,7 +34,7 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import BATCH_OF_ONE, check_batch, does_not_take, has_batch_norm, shuffles
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.models import CustomResNet, ResNet
+from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
 from vision_wrapper.trainer.checks import (
@@ -53,7 +53,9 @@ from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function
+from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
+OWN_NETWORKS = (CustomResNet, ResNet, WhitenedConvNet)
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -155,7 +157,7 @@ class Trainer:
             loss_fn.to(self.device)  # the weights of its classes
         self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else check_callbacks(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
-        self.channels_last = isinstance(model, (CustomResNet, ResNet)) if channels_last is None else channels_last
+        self.channels_last = isinstance(model, OWN_NETWORKS) if channels_last is None else channels_last
         self.deterministic = deterministic
         self.epochs_trained = 0
         self.interrupted = False  # whether Ctrl-C ended the last fit
@@ -467,21 +469,22 @@ class Trainer:
         hits = None if correct is None else int(correct)
         return Evaluation(float(loss_sum) / total, None if hits is None else hits / total, hits, total)
 
-    def predict(self, loader: Batches, tta: Literal["flip"] | None = None) -> Predictions:
+    def predict(self, loader: Batches, tta: Views = None) -> Predictions:
         """Logits of every sample, with targets and indices, on the CPU; everything is left as it was.
 
         Args:
             loader: of `make_loaders`, whose raw images the predictions then know, or any iterable in a fixed order.
-            tta: "flip" averages the logits of each image and of its mirror image.
+            tta: views whose logits are averaged: "flip" (the image and its mirror image), "flip_shift" (also shifted
+                by a pixel; six views), or functions from a batch (N, C, H, W) to another, or `View`s with weights.
 
         Raises:
-            SettingError: an unknown `tta`, or a torch DataLoader that shuffles, so that indices would be unknown.
+            UnknownNameError: an unknown `tta`.
+            SettingError: a `tta` that cannot be, or a torch DataLoader that shuffles, so that indices would be unknown.
         """
-        if tta not in (None, "flip"):
-            raise SettingError(f'tta must be "flip" or None, got {tta!r}.')
+        views = views_of(tta)
         if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
             raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
-        parts = list(self._forward_pass(loader, flip=tta == "flip"))
+        parts = list(self._forward_pass(loader, views))
         if not parts:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
         logits = torch.cat([part[0] for part in parts]).cpu()
@@ -491,7 +494,7 @@ class Trainer:
         indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
         return Predictions(logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess)
 
-    def _forward_pass(self, loader: Batches, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def _forward_pass(self, loader: Batches, views: Sequence[View] = (AS_IT_IS,)) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits, targets) of each batch on the device, in eval mode, without gradients."""
         with preserve_mode(self.model), preserve_order(loader):
             self.model.eval()
@@ -499,9 +502,7 @@ class Trainer:
                 inputs, targets = self._prepare(*check_pair(batch))
                 try:
                     with torch.inference_mode(), self._autocast:
-                        logits = self._forward(inputs).float()
-                        if flip:
-                            logits = (logits + self._forward(inputs.flip(-1)).float()) / 2
+                        logits = averaged_logits(self._forward, inputs, views)
                 except torch.OutOfMemoryError as error:
                     raise out_of_memory(loader) from error
                 except (RuntimeError, ValueError) as error:

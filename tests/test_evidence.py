@@ -1,0 +1,208 @@
+"""Repeats, comparisons, and that every figure of a recipe comes from records of runs."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from test_recipes import command, reduced
+
+from vision_wrapper import recipes
+from vision_wrapper.errors import OtherRunError, SettingError
+from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
+from vision_wrapper.recipes.repeat import mean_interval
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def measure_recipes(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("benchmarks_measure_recipes", FOLDER / "measure_recipes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def repeats(*accuracies, name="some", tta=None):
+    count = len(accuracies)
+    recipe = RECIPES["custom-resnet-adam"].changed(name=name)
+    return Repeats(recipe, tuple(range(count)), accuracies, tta, (50.0,) * count, 10_000, (Path("run"),) * count)
+
+
+# ---- the arithmetic
+
+
+def test_the_interval_is_students():
+    values = [0.91, 0.915, 0.905, 0.912]
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values, 1e-4) == pytest.approx((expected.low, expected.high))
+    assert mean_interval([0.9], 1e-4) is None
+    low, high = mean_interval([0.5, 0.5], 0.01)  # equal by chance: no surer than rounding
+    assert low < 0.48 and high > 0.52
+
+
+def test_a_difference_is_paired():
+    a, b = repeats(0.91, 0.93, 0.95, name="a"), repeats(0.90, 0.921, 0.939, name="b")
+    found = Comparison(a, b)
+    expected = scipy.stats.ttest_rel(a.accuracies, b.accuracies)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.difference == pytest.approx(0.01) and found.shown == (expected.pvalue < 0.05) and found.shown
+    assert str(found).startswith("a is better than b: +1.00 points") and "3 seeds" in str(found)
+    assert str(Comparison(b, a)).startswith("a is better than b: -1.00 points")
+
+
+def test_what_is_not_shown_is_said_not_to_be():
+    noisy = Comparison(repeats(0.90, 0.95, name="a"), repeats(0.91, 0.92, name="b"))
+    assert not noisy.shown and "is not shown: +1.00 points" in str(noisy)
+    single = Comparison(repeats(0.9, name="a"), repeats(0.8, name="b"))
+    assert not single.shown and "not shown" in str(single) and single.interval is None
+    same = Comparison(repeats(0.9, 0.91, 0.92), repeats(0.9, 0.91, 0.92))
+    assert not same.shown
+
+
+def test_repeats_say_mean_spread_and_averaging():
+    found = repeats(0.90, 0.92, tta=(0.91, 0.93))
+    assert found.mean == pytest.approx(0.91) and found.spread == pytest.approx(np.std([0.90, 0.92], ddof=1))
+    assert "91.00% ± 1.41 (2 seeds" in str(found) and "92.00% with flip" in str(found)
+    assert "no spread" in str(repeats(0.9)) and repeats(0.9).spread is None
+
+
+# ---- running
+
+
+def test_repeat_goes_on_and_leaves_what_is_finished(images, tmp_path):
+    recipe = reduced("quickstart").changed(tta="flip")
+    first = recipes.repeat(recipe, [3, 1], images, out=tmp_path / "runs", callbacks=[])
+    assert first.seeds == (3, 1) and [path.name for path in first.run_dirs] == ["seed-3", "seed-1"]
+    before = {path: (path / "report.html").stat().st_mtime_ns for path in first.run_dirs}
+    again = recipes.repeat(recipe, [3, 1, 0], images, out=tmp_path / "runs", callbacks=[])
+    assert again.accuracies[:2] == first.accuracies and len(again.tta_accuracies) == 3
+    assert all((path / "report.html").stat().st_mtime_ns == time for path, time in before.items())
+    alone = recipes.run(recipe, images, out=tmp_path / "alone", callbacks=[], seed=1)
+    assert alone.predictions.accuracy() == first.accuracies[1] and alone.tta_accuracy == first.tta_accuracies[1]
+    with pytest.raises(OtherRunError, match="batch_size"):
+        recipes.repeat(recipe, [3], images, out=tmp_path / "runs", callbacks=[], batch_size=5)
+    for wrong in (0, [], [1, 1], "ab", True, [-1]):
+        with pytest.raises(SettingError, match="seed"):
+            recipes.repeat(recipe, wrong, images, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_compare_runs_the_same_seeds(images, tmp_path):
+    a = reduced("quickstart")
+    found = recipes.compare(a, a.changed(augment="none"), 2, images, out=tmp_path, callbacks=[])
+    assert found.a.seeds == found.b.seeds == (0, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"quickstart-seeds", "quickstart-b-seeds"}
+    with pytest.raises(SettingError, match="Both recipes are called"):
+        recipes.compare(a, a, 1, images)
+
+
+def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
+    small = ("--data", image_folder, "--seeds", 2, "--epochs", 1, "--set", "batch_size=4", "--set", "augment=none")
+    narrow = ("--set", 'model_args={"widths": [4, 4, 8, 8]}', "--set", "val_fraction=0.0")
+    said = command("repeat", "custom-resnet-adam", *small, *narrow, cwd=tmp_path)
+    assert "custom-resnet-adam: " in said and "2 seeds" in said and "with flip" in said
+    said = command("compare", "custom-resnet-adam", "custom-resnet-late-peak", *small, *narrow, "--set",
+                   "schedule=null", "--set", "schedule_args={}", "--set", "optimizer_args={}", cwd=tmp_path,
+                   expect=2)  # fmt: skip
+    assert "holds another run" in said  # the first one's folder has other optimizer_args
+
+
+# ---- records, summary, page
+
+
+def record(seed, accuracy=0.9, **changes):
+    return {
+        "seed": seed, "accuracy": accuracy, "tta_accuracy": accuracy + 0.01, "images_per_second": 50.0 + seed,
+        "epochs": 24, "data": "cifar10", "hardware": "some GPU", "version": "1", "test_images": 10_000, **changes,
+    }  # fmt: skip
+
+
+def test_a_summary_is_mean_spread_and_provenance():
+    found = evidence.summarise([record(0, 0.90), record(1, 0.92), record(2, 0.94, hardware="another")])
+    assert found.accuracy == pytest.approx(0.92) and found.tta_accuracy == pytest.approx(0.93)
+    assert found.spread == pytest.approx(0.02) and found.seeds == 3 and found.images_per_second == 51
+    assert found.hardware == "some GPU; another"
+    single = evidence.summarise([record(0, tta_accuracy=None)])
+    assert single.spread is None and single.tta_accuracy is None
+
+
+def test_what_is_expected_is_of_just_these_settings(monkeypatch):
+    recipe = RECIPES["custom-resnet-fast"].changed(expected=None)
+    found = asdict(evidence.summarise([record(0)]))
+    settings = evidence.settings_of(recipe)
+    monkeypatch.setattr(evidence, "_measured", lambda: {recipe.name: {"settings": settings, "expected": found}})
+    assert evidence.with_expected(recipe).expected == Expected(**found)
+    assert evidence.with_expected(replace(recipe, lr=0.3)).expected is None
+    assert evidence.with_expected(replace(recipe, published="elsewhere", goal=None)).expected is not None
+    del settings["lookahead"]  # a record from before the field was there
+    assert evidence.with_expected(recipe).expected is not None
+
+
+def test_a_row_says_what_is_met_and_what_is_short():
+    recipe = RECIPES["custom-resnet-fast"].changed(expected=Expected(**asdict(evidence.summarise([record(0, 0.935)]))))
+    (row,) = evidence.rows({"fast": recipe})
+    assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (met)"
+    (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
+    assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
+
+
+def test_every_expected_result_comes_from_records(measure_recipes):
+    summary = measure_recipes.summarise_all()
+    assert json.loads(evidence.MEASURED.read_text()) == summary, "run: python benchmarks/measure_recipes.py --page"
+    for name, recipe in RECIPES.items():
+        assert (recipe.expected is None) == (name not in summary)
+        if recipe.expected is not None:
+            runs = json.loads((measure_recipes.RECORDS / f"{name}.json").read_text())["runs"]
+            assert len({run["seed"] for run in runs}) == len(runs) == recipe.expected.seeds
+            assert all({"date", "commit", "torch", "hardware", "seconds"} <= run.keys() for run in runs)
+            assert all(run["epochs"] == recipe.epochs for run in runs)
+    for path in measure_recipes.RECORDS.glob("*.json"):
+        assert path.stem in {*RECIPES, "trials"}
+
+
+def test_the_page_is_what_the_records_say(measure_recipes):
+    page = measure_recipes.PAGE.read_text()
+    assert page == measure_recipes.page(measure_recipes.summarise_all()), (
+        "run: python benchmarks/measure_recipes.py --page"
+    )
+    said = command("recipes", cwd=FOLDER)
+    for name, recipe in RECIPES.items():
+        assert f"| `{name}` |" in page and name in said
+        if recipe.expected is not None:
+            assert f"| {100 * recipe.expected.accuracy:.2f}" in page
+            assert f"measured: {100 * recipe.expected.accuracy:.2f}" in said
+
+
+def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatch, tmp_path):
+    """The whole script, on a small recipe of its own."""
+    recipe = reduced("quickstart").changed(epochs=1, batch_size=64)
+    monkeypatch.setitem(RECIPES, "quickstart", recipe)
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "recipes.md"
+    page.write_text("before\n<!-- measured: begin -->\n<!-- measured: end -->\nafter\n")
+    for name, value in (("RECORDS", tmp_path / "evidence"), ("PAGE", page)):
+        monkeypatch.setattr(measure_recipes, name, value)
+    monkeypatch.setattr(evidence, "MEASURED", tmp_path / "measured.json")
+    for seeds in ("1", "2"):
+        monkeypatch.setattr(sys, "argv", ["measure_recipes.py", "quickstart", "folder", "--seeds", seeds])
+        measure_recipes.main()
+        runs = json.loads((tmp_path / "evidence/quickstart.json").read_text())["runs"]
+        assert [run["seed"] for run in runs] == list(range(int(seeds)))
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    mean = sum(run["accuracy"] for run in runs) / 2
+    assert measured["quickstart"]["expected"]["accuracy"] == pytest.approx(mean)
+    assert f"{100 * mean:.2f} ±" in page.read_text() and page.read_text().endswith("after\n")
+    monkeypatch.setitem(RECIPES, "quickstart", recipe.changed(lr=0.02))  # other settings: the records are of another
+    assert measure_recipes.records_of(RECIPES["quickstart"]) == []
+    assert list(measure_recipes.missing(["quickstart"], 1)) == [(RECIPES["quickstart"], 0)]
+
+
+def test_a_part_of_cifar10_is_not_measured_on(measure_recipes, image_folder, tmp_path):
+    with pytest.raises(SystemExit, match="not the whole of CIFAR-10"):
+        measure_recipes.cifar10(str(image_folder), str(tmp_path / "cache"))

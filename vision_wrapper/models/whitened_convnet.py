@@ -1,0 +1,138 @@
+"""The network of the shortest CIFAR-10 runs: airbench94's (Jordan 2024, arXiv:2404.00498)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vision_wrapper.errors import SettingError
+from vision_wrapper.models.layers import (
+    ACTIVATIONS,
+    NORMS,
+    Activation,
+    NormLayer,
+    check_classes_and_channels,
+    check_init,
+    start_as_identity,
+)
+
+SMALLEST = 9  # pixels: three times halved after the 2x2 convolution
+
+
+class WhitenedConvNet(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 9.
+
+    A fixed 2x2 convolution that decorrelates the pixels of a patch, then three blocks of two 3x3 convolutions, each
+    halving the map; pooling; linear. 1,971,362 learned parameters; about a third of `CustomResNet`'s work an image.
+    Before training, `whiten.fit(images)` has to see some training images: `recipes.run` does it.
+
+    Args:
+        num_classes: how many logits.
+        in_channels: 3 for RGB, 1 for grey.
+        widths: channels of the three blocks.
+        norm: "shift" is batch norm without a scale, as of `layers.BiasedBatchNorm`; the others are `CustomResNet`'s.
+        activation: "gelu", "relu", "celu" (alpha 0.075) or "silu".
+        init: "dirac" lets the first filters of each convolution pass its channels on; "default" is torch's.
+
+    Raises:
+        UnknownNameError: an unknown norm or activation.
+        SettingError: any other value that cannot be.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: tuple[int, int, int] = (64, 256, 256),
+        norm: str = "shift",
+        activation: str = "gelu",
+        init: Literal["default", "dirac"] = "dirac",
+    ):
+        super().__init__()
+        check_classes_and_channels(num_classes, in_channels)
+        check_init(init)
+        if len(widths) != 3:
+            raise SettingError(f"widths must be three numbers, one a block, got {widths!r}.")
+        make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
+        self.architecture = {
+            "name": "whitened_convnet",
+            "arguments": {
+                "num_classes": num_classes,
+                "in_channels": in_channels,
+                "widths": list(widths),
+                "norm": norm,
+                "activation": activation,
+                "init": init,
+            },
+        }
+        self.whiten = Whitening(in_channels)
+        self.whiten_activation = make_activation()
+        self.block1 = _block(self.whiten.filters, widths[0], make_norm, make_activation)
+        self.block2 = _block(widths[0], widths[1], make_norm, make_activation)
+        self.block3 = _block(widths[1], widths[2], make_norm, make_activation)
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Linear(widths[2], num_classes)
+        if init == "dirac":
+            start_as_identity(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        if min(x.shape[2:]) < SMALLEST:
+            raise SettingError(f"WhitenedConvNet needs images of at least {SMALLEST}x{SMALLEST}, got {x.shape[2:]}.")
+        x = self.whiten_activation(self.whiten(x))
+        x = self.block3(self.block2(self.block1(x)))
+        return self.fc(self.pool(x).flatten(1))
+
+
+class Whitening(nn.Module):
+    """A fixed convolution to the principal components of patches, each of variance 1, and their negatives.
+
+    (N, C, H, W) to (N, 2 * C * 4, H - 1, W - 1). The bias is learned. As Page (2019) has it, without overlap of roles:
+    what follows sees inputs that are not correlated. Before `fit` the components are single pixels.
+    """
+
+    PATCH = 2  # pixels
+    EPSILON = 5e-4  # added to the variances, so that noise is not blown up (Jordan 2024)
+
+    weight: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        count = channels * self.PATCH**2
+        self.filters = 2 * count
+        pixels = torch.eye(count).view(count, channels, self.PATCH, self.PATCH)
+        self.register_buffer("weight", torch.cat([pixels, -pixels]))
+        self.bias = nn.Parameter(torch.zeros(self.filters))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Take the components from normalised images, float (N, C, H, W); some thousand of 32x32 are enough."""
+        size, channels = self.PATCH, self.weight.shape[1]
+        patches = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, H - 1, W - 1, 2, 2)
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * size * size).double()
+        variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # rising; components are columns
+        filters = (components / torch.sqrt(variances + self.EPSILON)).T.reshape(-1, channels, size, size)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, filters, H - 1, W - 1)."""
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def _block(inputs: int, outputs: int, make_norm: NormLayer, make_activation: Activation) -> nn.Sequential:
+    """Two 3x3 convolutions with norm and activation; the first one's map is halved."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            pool=nn.MaxPool2d(2),
+            norm1=make_norm(outputs),
+            activation1=make_activation(),
+            conv2=nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            norm2=make_norm(outputs),
+            activation2=make_activation(),
+        )
+    )

@@ -1,0 +1,231 @@
+"""A recipe over several seeds, two recipes over the same seeds, and whether their difference is shown."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vision_wrapper._files import PathLike, read_json
+from vision_wrapper._seeding import checked_seed
+from vision_wrapper.data import ImageData
+from vision_wrapper.errors import SettingError
+from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.run import run
+from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.trainer import Callback
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """A recipe's runs, one a seed; accuracies are the last epoch's on the test set, in [0, 1].
+
+    Attributes:
+        recipe: what was run.
+        seeds: of the runs.
+        accuracies: one a seed.
+        tta_accuracies: with the recipe's test-time averaging; None where it has none.
+        images_per_second: of training, one a seed.
+        test_images: how many an accuracy is of.
+        run_dirs: the run folders.
+    """
+
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    tta_accuracies: tuple[float, ...] | None
+    images_per_second: tuple[float, ...]
+    test_images: int
+    run_dirs: tuple[Path, ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the accuracies."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the accuracies between seeds; None for a single one."""
+        return statistics.stdev(self.accuracies) if len(self.seeds) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the mean over all seeds lies, with 95% confidence (Student's t); None for a single seed."""
+        return mean_interval(self.accuracies, 1 / self.test_images)
+
+    def __str__(self) -> str:
+        text = f"{self.recipe.name}: {self.mean:.2%}"
+        if self.spread is not None and self.interval is not None:
+            low, high = self.interval
+            text += f" ± {100 * self.spread:.2f} ({_seeds(self.seeds)}; mean's 95% interval {low:.2%} to {high:.2%})"
+        else:
+            text += " (one seed: no spread)"
+        if self.tta_accuracies is not None:
+            text += f"; {statistics.fmean(self.tta_accuracies):.2%} with {self.recipe.tta}"
+        return text
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two recipes over the same seeds. Differences are `a` less `b`, seed by seed, in [-1, 1]."""
+
+    a: Repeats
+    b: Repeats
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Of the accuracies, one a seed."""
+        return tuple(x - y for x, y in zip(self.a.accuracies, self.b.accuracies, strict=True))
+
+    @property
+    def difference(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the mean difference over all seeds lies, with 95% confidence (paired t); None for a single seed.
+
+        It speaks of this test set. Another one of as many images would move both accuracies.
+        """
+        return mean_interval(self.differences, 1 / self.a.test_images)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    def __str__(self) -> str:
+        points = 100 * self.difference
+        seeds = _seeds(self.a.seeds)
+        if self.interval is None:
+            return (
+                f"A difference of {self.a.recipe.name} and {self.b.recipe.name} is not shown: {points:+.2f} points, "
+                f"{seeds}, which has no interval."
+            )
+        low, high = (100 * bound for bound in self.interval)
+        found = f"{points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, {seeds}"
+        if not self.shown:
+            return f"A difference of {self.a.recipe.name} and {self.b.recipe.name} is not shown: {found}."
+        better, other = (self.a, self.b) if points > 0 else (self.b, self.a)
+        return (
+            f"{better.recipe.name} is better than {other.recipe.name}: {found} ({self.a.recipe.name} less the other)."
+        )
+
+
+def repeat(
+    recipe: str | Recipe,
+    seeds: int | Sequence[int] = 5,
+    data: str | os.PathLike[str] | ImageData | None = None,
+    root: str | os.PathLike[str] = "data",
+    out: PathLike | None = None,
+    *,
+    callbacks: Sequence[Callback] | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Repeats:
+    """Run a recipe once a seed. The same call again goes on, and leaves finished runs as they are.
+
+    Args:
+        recipe: a name of `RECIPES`, or a Recipe.
+        seeds: how many, from 0 on, or which.
+        data: as of `run`.
+        root: as of `run`.
+        out: the folder of the run folders `seed-0`, `seed-1`, …; None is `runs/RECIPE-seeds`.
+        callbacks: as of `Trainer`, in every run.
+        device: as of `Trainer`.
+        settings: fields of the recipe to change.
+
+    Raises what `run` raises, and `SettingError` for seeds that cannot be.
+    """
+    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    chosen = _checked_seeds(seeds)
+    base = Path("runs") / f"{plan.name}-seeds" if out is None else Path(out)
+    folders = []
+    for seed in chosen:
+        result = run(plan, data, root, base / f"seed-{seed}", callbacks=callbacks, device=device, seed=seed)
+        if not result.finished:
+            raise KeyboardInterrupt  # as Ctrl-C does elsewhere; the same call goes on
+        folders.append(result.run_dir)
+    return read_repeats(plan, chosen, folders)
+
+
+def compare(
+    a: str | Recipe,
+    b: str | Recipe,
+    seeds: int | Sequence[int] = 5,
+    data: str | os.PathLike[str] | ImageData | None = None,
+    root: str | os.PathLike[str] = "data",
+    out: PathLike | None = None,
+    *,
+    callbacks: Sequence[Callback] | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Run two recipes over the same seeds. Print the result: it says whether a difference is shown.
+
+    Arguments and errors as in `repeat`; `settings` change both. Two recipes of one name, such as one and a changed copy
+    of it, need an `out`, in which the second one's folder gets "-b".
+    """
+    plans = [RECIPES[recipe] if isinstance(recipe, str) else recipe for recipe in (a, b)]
+    names = [plan.name for plan in plans]
+    if names[0] == names[1]:
+        if out is None:
+            raise SettingError(f"Both recipes are called {names[0]!r}: pass out=, or give one another name.")
+        names[1] += "-b"
+    base = Path("runs") if out is None else Path(out)
+    first, second = (
+        repeat(plan, seeds, data, root, base / f"{name}-seeds", callbacks=callbacks, device=device, **settings)
+        for plan, name in zip(plans, names, strict=True)
+    )
+    return Comparison(first, second)
+
+
+def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
+    """The figures of finished run folders, one a seed."""
+    results = [read_json(folder / "results.json") for folder in folders]
+    averaged = [result["tta_accuracy"] for result in results]
+    return Repeats(
+        plan,
+        tuple(seeds),
+        tuple(result["accuracy"] for result in results),
+        None if None in averaged else tuple(averaged),
+        tuple(result["images_per_second"] for result in results),
+        results[0]["test_images"],
+        tuple(folders),
+    )
+
+
+def mean_interval(values: Sequence[float], resolution: float) -> tuple[float, float] | None:
+    """Student's 95% interval of the mean of values that are multiples of `resolution`; None for a single value.
+
+    Few values may be equal by chance: the standard deviation counts as at least that of rounding, resolution / √12.
+    """
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    deviation = max(statistics.stdev(values), resolution / math.sqrt(12))
+    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise SettingError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}.")
+        return tuple(range(seeds))
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or len(set(seeds)) != len(seeds):
+        raise SettingError(f"seeds must be a number of seeds, or a list of different ones, got {seeds!r}.")
+    return tuple(checked_seed(seed) for seed in seeds)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
