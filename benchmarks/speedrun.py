@@ -1,8 +1,8 @@
 """Seconds of training to a test accuracy on CIFAR-10, on a GPU: python benchmarks/speedrun.py FOLDER [--runs N]
 
-The custom ResNet for ten epochs, by this library, and the 94% script of the package `airbench` (pip install airbench)
-on the same GPU, in turn. Accuracies are the last epoch's, ours with flips averaged, airbench's by its own default. A
-first run of each, which compiles and chooses algorithms, does not count. FOLDER holds train/CLASS and test/CLASS.
+The recipe `speedrun`, and the 94% script of the package `airbench` (pip install airbench), on the same GPU, in turn.
+Accuracies are the last epoch's with flips and shifts averaged, as airbench's default is. A first run of each, which
+compiles and chooses algorithms, does not count. FOLDER holds train/CLASS and test/CLASS.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import torch
 from measure import save, spread
 
 import vision_wrapper as vw
-from vision_wrapper import data, models
-from vision_wrapper.trainer import Trainer, schedules
+from vision_wrapper import data, recipes
+from vision_wrapper.recipes.run import _load as load
+from vision_wrapper.recipes.run import _trainer as make_trainer
 from vision_wrapper.trainer.precision import choose_device
-
-HEAD_SCALE = 0.125  # of the logits, in the form of weights, rate and decay (Page 2018)
-PEAK_LR, WEIGHT_DECAY = 0.5, 5e-4
 
 
 def in_memory(folder: str, cache: str, limit: int | None) -> data.ImageData:
@@ -35,37 +33,20 @@ def in_memory(folder: str, cache: str, limit: int | None) -> data.ImageData:
     return data.ImageData(images.name, some["train"], some["test"], images.classes)
 
 
-def optimizer_of(model: models.CustomResNet) -> torch.optim.Optimizer:
-    """Convolutions with weight decay, norms without, and a head whose logits begin smaller."""
-    head = {id(p) for p in model.fc.parameters()}
-    with torch.no_grad():
-        for parameter in model.fc.parameters():
-            parameter.mul_(HEAD_SCALE)
-    body = [p for p in model.parameters() if id(p) not in head]
-    groups = [
-        {"params": [p for p in body if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in body if p.ndim == 1]},
-        {"params": list(model.fc.parameters()), "lr": PEAK_LR * HEAD_SCALE**2},
-    ]
-    return torch.optim.SGD(groups, lr=PEAK_LR, momentum=0.9, nesterov=True, fused=True)
-
-
-def ours(images: data.ImageData, batch_size: int, epochs: int, seed: int) -> tuple[float, float]:
+def ours(images: data.ImageData, plan: recipes.Recipe, seed: int) -> tuple[float, float]:
     """(seconds of training, accuracy). The clock starts with the raw images on the GPU, as airbench's does."""
     torch.backends.cudnn.benchmark = False  # airbench sets it when it is imported, the library never
     vw.seed_everything(seed)
-    loaders = data.make_loaders(images, "crop_alternating_flip", batch_size, drop_last=True, seed=seed)
+    plan = plan.changed(seed=seed)
+    images, loaders = load(plan, images, "data")
     loaders.train.device = choose_device()
     next(loaders.train.batches(0))
     wait(loaders.train.device)
     started = time.perf_counter()
-    model = models.CustomResNet(num_classes=10)
-    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.2)
-    trainer = Trainer(model, optimizer_of(model), loss, callbacks=[])
-    schedule = schedules.one_cycle(max_lr=PEAK_LR, min_lr=PEAK_LR / 25, final_lr=1e-5, peak_epoch=epochs / 5)
-    trainer.fit(loaders.train, epochs=epochs, schedule=schedule)
+    trainer = make_trainer(plan, images, loaders, callbacks=[])
+    trainer.fit(loaders.train, epochs=plan.epochs, schedule=plan.build_schedule())
     wait(trainer.device)
-    return time.perf_counter() - started, trainer.predict(loaders.test, tta="flip").accuracy()
+    return time.perf_counter() - started, trainer.predict(loaders.test, tta=plan.tta).accuracy()
 
 
 def wait(device: torch.device) -> None:
@@ -111,14 +92,16 @@ def synchronised() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--limit", type=int, help="train and test on so many images, to try the script")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         images = in_memory(os.path.abspath(options.folder), f"{place}/cache", options.limit)
-        contestants = {"vision-wrapper": partial(ours, images, options.batch_size, options.epochs)}
+        changes = {"epochs": options.epochs, "batch_size": options.batch_size}
+        plan = recipes.RECIPES["speedrun"].changed(**{k: v for k, v in changes.items() if v is not None})
+        contestants = {"vision-wrapper": partial(ours, images, plan)}
         if torch.cuda.is_available() and options.limit is None:
             write_for_airbench(images, Path(place))
             os.chdir(place)

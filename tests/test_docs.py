@@ -114,26 +114,6 @@ def test_commands_on_the_pages_exist() -> None:
             assert option in helps[name], f"{' '.join(command)}: {name} has no {option}"
 
 
-def test_every_recipe_is_on_its_page_with_what_was_measured() -> None:
-    from vision_wrapper.recipes import RECIPES
-
-    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    measured_table = page.partition("| measured with this library |")[2]
-    assert measured_table
-    for name, recipe in RECIPES.items():
-        assert f"`{name}`" in page
-        if name == "quickstart":
-            continue
-        rows = re.findall(rf"^\| `{name}` \|.*$", measured_table, re.MULTILINE)
-        assert len(rows) == 1, f"{name} needs one row in the table of what was measured"
-        for row in rows:
-            if recipe.expected is None:
-                assert row.endswith("| not yet |"), f"{name} has no measured result, but the page has: {row}"
-            else:
-                measured = f"{100 * recipe.expected.accuracy:.2f}"
-                assert measured in row, f"{name} was measured at {measured}, but the page has: {row}"
-
-
 def test_the_tests_that_the_promises_name_exist() -> None:
     named = re.findall(r"`((?:tests|scripts)/[\w.]+)", (ROOT / "docs/promises.md").read_text(encoding="utf-8"))
     assert len(set(named)) > 10 and not [name for name in named if not (ROOT / name).exists()]

@@ -69,6 +69,7 @@ def _summary(folder: Path, identity: dict[str, Any]) -> str:
         [
             ("Test accuracy, last epoch", f"{predictions.accuracy():.2%}  ({right} of {len(predictions)})"),
             ("95% interval (Wilson)", f"{low:.2%} to {high:.2%}"),
+            *_averaged(folder),
             ("Training accuracy, last epoch", _share(rows[-1]["train_accuracy"])),
             ("Epochs", str(len(rows))),
             ("Training time", f"{sum(float(row['seconds']) for row in rows):.0f} s"),
@@ -76,9 +77,27 @@ def _summary(folder: Path, identity: dict[str, Any]) -> str:
             ("Data", str(identity["data"])),
             ("Seeds", f"1 (seed {recipe['seed']})"),
             ("Published", recipe.get("published") or "no published figure"),
-            ("Measured before with this library", _plain(recipe.get("expected")) or "not yet measured"),
+            ("Measured before with this library", _expected(recipe.get("expected"))),
         ]
     )
+
+
+def _averaged(folder: Path) -> list[tuple[str, str]]:
+    """The accuracy with test-time averaging, where the recipe has one."""
+    path = folder / "results.json"
+    figures = read_json(path) if path.exists() else {}
+    if figures.get("tta_accuracy") is None:
+        return []
+    return [(f"Averaged over views ({figures['tta']})", f"{figures['tta_accuracy']:.2%}")]
+
+
+def _expected(found: dict[str, Any] | None) -> str:
+    """What the recipe reached before, in words."""
+    if found is None:
+        return "not measured with these settings"
+    spread = "" if found["spread"] is None else f" ± {100 * found['spread']:.2f}"
+    averaged = "" if found["tta_accuracy"] is None else f", {found['tta_accuracy']:.2%} averaged over views"
+    return f"{found['accuracy']:.2%}{spread}{averaged}; seeds: {found['seeds']}; {found['data']}; {found['hardware']}"
 
 
 def _epochs(folder: Path) -> str:
