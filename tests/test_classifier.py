@@ -391,3 +391,24 @@ def test_a_network_that_cannot_be_exported_writes_nothing(tmp_path):
 def test_nothing_optional_is_imported():
     code = "import sys, vision_wrapper.classifier; print([m for m in ('onnx', 'matplotlib') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_temperature_stays_with_the_classifier(tmp_path):
+    """In the file, in its predictions and in what is exported; decisions stay."""
+    model = models.CustomResNet(num_classes=3, widths=(4, 4, 8, 8)).eval()
+    preprocess = Preprocess(16, 3, (0.5,) * 3, (0.2,) * 3)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for temperature in (1.0, 4.0):
+        save_classifier(tmp_path / f"{temperature}", model, preprocess, list("abc"), temperature=temperature)
+    sharp, calm = (load_classifier(tmp_path / f"{t}") for t in (1.0, 4.0))
+    assert (sharp.temperature, calm.temperature) == (1.0, 4.0)
+    one, other = sharp.predict(image)[0], calm.predict(image)[0]
+    assert one.label == other.label and other.probability < one.probability
+    with torch.no_grad():
+        expected = (model(preprocess.batch([image])) / 4).softmax(1)[0]
+    assert other.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
+    export(calm, tmp_path / "calm.pt2", format="torch")
+    exported = torch.export.load(tmp_path / "calm.pt2").module()(torch.from_numpy(image)[None])
+    assert exported[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(SettingError, match="temperature must be"):
+        save_classifier(tmp_path / "x", model, preprocess, list("abc"), temperature=0)

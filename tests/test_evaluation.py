@@ -268,3 +268,70 @@ def test_k_outside_the_classes():
     for k in (0, 6):
         with pytest.raises(SettingError, match=r"1\.\.5"):
             random_predictions().top_k_accuracy(k)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_likelihood_and_curves_are_scikit_learns(seed):
+    p = random_predictions(seed=seed, classes=CLASSES)
+    truth, probabilities = p.targets.numpy(), softmax(p.logits.numpy().astype(float), axis=1)
+    assert p.negative_log_likelihood() == pytest.approx(metrics.log_loss(truth, probabilities, labels=range(5)))
+    for index, name in enumerate(CLASSES):
+        roc, pr = p.roc(name), p.precision_recall(index)
+        false, true, thresholds = metrics.roc_curve(truth == index, probabilities[:, index])
+        np.testing.assert_allclose([roc.x, roc.y, roc.thresholds], [false, true, thresholds])
+        precision, recall, _ = metrics.precision_recall_curve(truth == index, probabilities[:, index])
+        np.testing.assert_allclose([pr.x, pr.y], [recall, precision])
+        assert len(pr.thresholds) == len(pr.x)
+        assert roc.area == pytest.approx(metrics.roc_auc_score(truth == index, probabilities[:, index]))
+        assert pr.area == pytest.approx(metrics.average_precision_score(truth == index, probabilities[:, index]))
+
+
+def test_a_curve_needs_samples_of_the_class_and_others():
+    p = Predictions(np.eye(3)[[0, 0, 1]], [0, 0, 1], classes=("a", "b", "c"))
+    assert p.roc("a").area == 1.0
+    with pytest.raises(SettingError, match="No sample is of class 'c'"):
+        p.roc("c")
+    with pytest.raises(SettingError, match="Every sample is of class 'a'"):
+        Predictions(np.eye(2), [0, 0], classes=("a", "b")).precision_recall("a")
+    with pytest.raises(UnknownNameError, match="did you mean 'a'"):
+        p.roc("aa")
+
+
+def test_a_temperature_takes_over_confidence_away_and_changes_no_decision():
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 1.5, (4000, 4))
+    targets = [rng.choice(4, p=row) for row in softmax(honest, axis=1)]
+    boastful = Predictions(honest * 3, targets)
+    assert boastful.fit_temperature() == pytest.approx(3, rel=0.1)
+    calm = boastful.at_temperature(boastful.fit_temperature())
+    assert calm.calibration().ece < 0.03 < boastful.calibration().ece
+    assert calm.negative_log_likelihood() < boastful.negative_log_likelihood()
+    assert torch.equal(calm.predicted, boastful.predicted) and calm.accuracy() == boastful.accuracy()
+    assert 0.05 <= Predictions(np.eye(3), [0, 1, 2]).fit_temperature() < 0.06  # all right: as sure as allowed
+    for wrong in (0, -1, float("inf"), float("nan"), "hot", True):
+        with pytest.raises(SettingError, match="temperature must be"):
+            boastful.at_temperature(wrong)
+    with pytest.raises(DataError, match="without samples"):
+        Predictions(np.zeros((0, 2)), []).fit_temperature()
+
+
+def test_changed_labels_are_suspected():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 600)
+    logits = rng.normal(0, 0.6, (600, 4)) + 4 * np.eye(4)[targets]
+    changed = rng.choice(600, 30, replace=False)
+    labels = targets.copy()
+    labels[changed] = (targets[changed] + 1) % 4
+    suspected = Predictions(logits, labels).suspected_label_errors()
+    found = {mistake.index for mistake in suspected}
+    assert len(found & set(changed)) >= 15 and len(found - set(changed)) <= 2
+    margins = [mistake.margin for mistake in suspected]
+    assert margins == sorted(margins, reverse=True)
+    assert len(Predictions(np.zeros((0, 2)), []).suspected_label_errors()) == 0
+
+
+def test_mistakes_print_as_a_table():
+    table = str(three_mistakes().mistakes()).splitlines()
+    assert table[0].split() == ["index", "true", "predicted", "confidence", "from"]
+    assert table[1].split() == ["3", "1", "0", "63.0%", "index", "3"] and len(table) == 4
+    assert str(random_predictions().mistakes()).splitlines()[-1].startswith("… and ")

@@ -59,7 +59,9 @@ def test_every_recipe_makes_a_whole_run_folder(name, images, tmp_path):
     )
     stored = np.load(result.run_dir / "predictions.npz")
     assert stored["logits"].shape == (30, 3) and stored["indices"].tolist() == list(range(30))
-    assert len(vw.load_classifier(result.run_dir / "best.safetensors").predict(images.test[0][0])) == 1
+    classifier = vw.load_classifier(result.run_dir / "best.safetensors")
+    assert len(classifier.predict(images.test[0][0])) == 1
+    assert (classifier.temperature == 1.0) == (not result.recipe.val_fraction)  # fitted to held-out images alone
     page = (result.run_dir / "report.html").read_text()
     assert "<b>red</b>" not in page and "http://" not in page and "https://" not in page
     assert "Not available" not in page and page.count("data:image/png") >= 9

@@ -32,6 +32,7 @@ from vision_wrapper.errors import (
     OtherModelError,
     SettingError,
 )
+from vision_wrapper.evaluation import checked_temperature
 from vision_wrapper.models import build_model
 from vision_wrapper.models.weights import check_fits
 
@@ -60,6 +61,8 @@ class Classifier:
         preprocess: what makes a network's input of a raw image.
         classes: names, in the order of the logits.
         metrics: what was measured when it was saved, or None.
+        temperature: that logits are divided by before they become probabilities, as of
+            `Predictions.fit_temperature`; it changes no decision.
         versions: of the library and of torch that wrote the file.
     """
 
@@ -68,6 +71,7 @@ class Classifier:
     classes: tuple[str, ...]
     metrics: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Prediction]:
         """Classify raw images of any size, in eval mode and without gradients; the model stays as it was.
@@ -101,7 +105,7 @@ class Classifier:
             for i in images
         ]
         logits = _run(self.model, self.preprocess.batch(raw))
-        probabilities = logits.float().softmax(1).cpu()  # (N, classes)
+        probabilities = (logits.float() / self.temperature).softmax(1).cpu()  # (N, classes)
         best, labels = probabilities.max(1)
         return [
             Prediction(label, self.classes[label], probability, tuple(row))
@@ -115,6 +119,7 @@ def save_classifier(
     preprocess: Preprocess,
     classes: Sequence[str],
     metrics: dict[str, Any] | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """Write a classifier as one safetensors file, atomically. The model stays as it was.
 
@@ -127,10 +132,12 @@ def save_classifier(
         preprocess: what made the network's inputs (`loaders.preprocess`).
         classes: names, in the order of the logits.
         metrics: anything JSON can hold, to be kept with the weights.
+        temperature: that logits are divided by before they become probabilities; fit it on validation predictions with
+            `Predictions.fit_temperature`.
 
     Raises:
         OtherModelError: the model does not take such images, or has another number of outputs than there are classes.
-        SettingError: metrics or classes of another kind.
+        SettingError: metrics, classes or a temperature of another kind.
         FileWriteError: the disk refuses.
     """
     if isinstance(classes, str) or not isinstance(preprocess, Preprocess):
@@ -145,6 +152,7 @@ def save_classifier(
         "classes": classes,
         "preprocess": asdict(preprocess),
         "metrics": metrics,
+        "temperature": checked_temperature(temperature),
         "versions": {"vision_wrapper": __version__, "torch": str(torch.__version__)},
     }
     description = {name: _plain(name, value) for name, value in description.items()}
@@ -171,6 +179,7 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
         state, architecture, metrics = content[""], content["architecture"], content["metrics"]
         classes, versions = tuple(content["classes"]), dict(content["versions"])
         preprocess = Preprocess(**content["preprocess"])
+        temperature = checked_temperature(content.get("temperature", 1.0))  # files of before have none
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in (*state, *classes)):
             raise TypeError("names must be texts")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
@@ -185,7 +194,7 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
     _probe(model, preprocess, len(classes))  # of a rebuilt one without memory, whatever size the file claims
     # The last step, so that nothing has changed when one of these raises. Assigned, the numbers keep their type.
     model.load_state_dict(state, assign=rebuilt)
-    return Classifier(model.eval(), preprocess, classes, metrics, versions)
+    return Classifier(model.eval(), preprocess, classes, metrics, versions, temperature)
 
 
 def _without_weights(architecture: dict[str, Any] | None, path: PathLike) -> nn.Module:
@@ -326,17 +335,17 @@ def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
 class _FromPixels(nn.Module):
     """Raw images uint8 (N, H, W, C) to probabilities float32 (N, classes)."""
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess):
+    def __init__(self, model: nn.Module, preprocess: Preprocess, temperature: float):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float()
-        self.preprocess = preprocess
+        self.preprocess, self.temperature = preprocess, temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.preprocess.normalise(images)).softmax(1)
+        return (self.model(self.preprocess.normalise(images)) / self.temperature).softmax(1)
 
 
 def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["onnx", "torch"] = "onnx") -> Path:
-    """Write a classifier for use without this library, atomically; normalisation and softmax are inside.
+    """Write a classifier for use without this library, atomically; normalisation, temperature and softmax are inside.
 
     It takes `images`, uint8 (N, H, W, C) of `preprocess.size`, for any N, and gives `probabilities`, float32
     (N, classes). The names of the classes lie in the file as JSON: in ONNX as the metadata property "classes", in
@@ -365,7 +374,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
     images = torch.zeros(2, *classifier.preprocess.size, classifier.preprocess.channels, dtype=torch.uint8)
     with preserve_random_states(), torch.no_grad():
         try:
-            module = _FromPixels(_unwrapped(classifier.model), classifier.preprocess).eval()
+            module = _FromPixels(_unwrapped(classifier.model), classifier.preprocess, classifier.temperature).eval()
             module(images)  # fills the constants of preprocess with true tensors, before tracing
             content = _EXPORTERS[format](module, images, json.dumps(classifier.classes))
         except Exception as error:  # a user's network may hold anything

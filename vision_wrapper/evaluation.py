@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 Order = Literal["confidence", "loss", "margin", "index"]
 
-__all__ = ["Calibration", "CalibrationBin", "ClassResult", "Mistake", "Mistakes", "Predictions"]
+__all__ = ["Calibration", "CalibrationBin", "ClassResult", "Curve", "Mistake", "Mistakes", "Predictions"]
+
+SHOWN = 20  # mistakes that are printed
+TEMPERATURES = (0.05, 20.0)  # between which one is looked for
 
 
 class ClassResult(NamedTuple):
@@ -57,6 +61,19 @@ class Calibration(NamedTuple):
 
     ece: float  # expected calibration error: the bins' |accuracy - confidence|, weighted by their counts
     bins: list[CalibrationBin]
+
+
+class Curve(NamedTuple):
+    """A curve of one class against all others, as the threshold on its probability falls.
+
+    Of `Predictions.roc`, x is the false positive rate and y the true positive rate; of `precision_recall`, x is the
+    recall and y the precision. All are float64 (points,), in [0, 1].
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    thresholds: np.ndarray  # one a point; where the packages give none, infinity
+    area: float  # under the ROC curve, or the average precision
 
 
 @dataclass(frozen=True)
@@ -131,15 +148,19 @@ class Mistakes(Sequence[Mistake]):
         return self._with([m for m in self if true in (None, m.target) and predicted in (None, m.predicted)])
 
     def _class_index(self, given: str | int | None) -> int | None:
-        if given is None:
-            return None
-        if isinstance(given, str):
-            if given not in self.classes:
-                raise unknown_name("class", given, self.classes)
-            return self.classes.index(given)
-        if not 0 <= given < len(self.classes):
-            raise SettingError(f"There are {len(self.classes)} classes, with indices from 0; got {given}.")
-        return int(given)
+        return None if given is None else class_index(self.classes, given)
+
+    def __str__(self) -> str:
+        """A table of the first twenty."""
+        head = ("index", "true", "predicted", "confidence", "from")
+        rows = [
+            (str(m.index), m.true_name, m.predicted_name, f"{m.confidence:.1%}", m.origin)
+            for m in self._mistakes[:SHOWN]
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *rows)]
+        more = [f"… and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
+        return "\n".join(line.rstrip() for line in [*lines, *more])
 
     def image(self, i: int, enough: tuple[int, int] | None = None) -> np.ndarray:
         """The raw image of the i-th of these, uint8 (H, W, C); `enough` of a photograph as in `data.decode`.
@@ -315,6 +336,90 @@ class Predictions:
             ece, [CalibrationBin(float(lo), float(hi), int(n), float(c), float(a)) for lo, hi, n, c, a in rows]
         )
 
+    def negative_log_likelihood(self) -> float:
+        """The mean of -log(probability of the true class), in nats: the cross-entropy. 0 without samples."""
+        own = self._log_probabilities.gather(1, self.targets[:, None])
+        return float(-own.sum()) / max(len(self), 1)
+
+    def fit_temperature(self) -> float:
+        """The number that the logits have to be divided by for the least negative log-likelihood.
+
+        It makes the probabilities fit how often the model is right, and changes no decision (Guo et al. 2017,
+        arXiv:1706.04599). Fit it on validation predictions, never on those it is judged by. Between 0.05 and 20.
+
+        Raises:
+            DataError: there are no samples.
+        """
+        if not len(self):
+            raise DataError("A temperature cannot be fitted without samples.")
+        from scipy.optimize import minimize_scalar
+
+        logits = self.logits.double()
+
+        def loss(log_temperature: float) -> float:
+            return float(torch.nn.functional.cross_entropy(logits / math.exp(log_temperature), self.targets))
+
+        found = minimize_scalar(loss, bounds=tuple(map(math.log, TEMPERATURES)), method="bounded")
+        return math.exp(float(found.x))
+
+    def at_temperature(self, temperature: float) -> Predictions:
+        """The same predictions with their logits divided by `temperature`; see `fit_temperature`.
+
+        Raises `SettingError` unless it is a positive number.
+        """
+        return self._with_logits(self.logits / checked_temperature(temperature))
+
+    def _with_logits(self, logits: Tensor) -> Predictions:
+        return Predictions(
+            logits, self.targets, self.indices, self.classes, source=self.source, preprocess=self.preprocess
+        )
+
+    def roc(self, name: str | int) -> Curve:
+        """The receiver operating characteristic of one class, by name or index, against all others.
+
+        Raises:
+            UnknownNameError: a name that no class has.
+            SettingError: an index outside the classes, or a class that no sample or every sample is of.
+        """
+        from sklearn.metrics import roc_auc_score, roc_curve
+
+        is_class, probability = self._against_others(name)
+        false, true, thresholds = roc_curve(is_class, probability)
+        return Curve(false, true, thresholds, float(roc_auc_score(is_class, probability)))
+
+    def precision_recall(self, name: str | int) -> Curve:
+        """Precision over recall of one class against all others; arguments and errors as in `roc`."""
+        from sklearn.metrics import average_precision_score, precision_recall_curve
+
+        is_class, probability = self._against_others(name)
+        precision, recall, thresholds = precision_recall_curve(is_class, probability)
+        thresholds = np.append(thresholds, np.inf)  # of the last point, at which nothing is claimed
+        return Curve(recall, precision, thresholds, float(average_precision_score(is_class, probability)))
+
+    def _against_others(self, name: str | int) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each sample is of the class, bool (N,), and the probability of it, float64 (N,)."""
+        index = class_index(self.classes, name)
+        is_class = (self.targets == index).numpy()
+        if is_class.all() or not is_class.any():
+            which = "Every sample is" if len(is_class) and is_class.all() else "No sample is"
+            raise SettingError(f"{which} of class {self.classes[index]!r}, so there is no curve of it.")
+        return is_class, self._log_probabilities[:, index].exp().numpy()
+
+    def suspected_label_errors(self) -> Mistakes:
+        """Mistakes whose label may be the mistake: confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+
+        Those whose predicted class has at least the probability that it has, on average, on samples labelled with it;
+        the highest margin first. Look at them: the model may be the one that is wrong. Of predictions on images that
+        were trained on, it finds little, since labels are learned by heart.
+        """
+        probabilities = self._log_probabilities.exp()
+        counts = torch.bincount(self.targets, minlength=len(self.classes))
+        own = probabilities.gather(1, self.targets[:, None])[:, 0]
+        sums = torch.zeros(len(self.classes), dtype=torch.float64).index_add_(0, self.targets, own)
+        usual = torch.where(counts > 0, sums / counts.clamp(min=1), torch.inf)  # of each class on its own samples
+        found = [m for m in self.mistakes("margin") if m.confidence >= float(usual[m.predicted])]
+        return Mistakes(found, self.classes, self.source, self.preprocess)
+
     def mistakes(self, order: Order = "confidence") -> Mistakes:
         """The wrongly classified samples.
 
@@ -388,6 +493,28 @@ class Predictions:
                 "Predictions.save."
             ) from error
         return cls(*arrays, classes=classes, source=source, preprocess=preprocess)
+
+
+def class_index(classes: Sequence[str], given: str | int) -> int:
+    """The index of a class that is given by name or index.
+
+    Raises `UnknownNameError` for a name that no class has, `SettingError` for an index outside.
+    """
+    if isinstance(given, str):
+        if given not in classes:
+            raise unknown_name("class", given, classes)
+        return list(classes).index(given)
+    if not 0 <= given < len(classes):
+        raise SettingError(f"There are {len(classes)} classes, with indices from 0; got {given}.")
+    return int(given)
+
+
+def checked_temperature(temperature: Any) -> float:
+    """The temperature as a float. Raises `SettingError` unless it is a positive number."""
+    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not is_number or not 0 < temperature < math.inf:
+        raise SettingError(f"temperature must be a positive number, got {temperature!r}.")
+    return float(temperature)
 
 
 def _whole_numbers(what: str, values: Any, count: int) -> Tensor:

@@ -27,7 +27,7 @@ from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftove
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
-from vision_wrapper.data import ImageData, Loaders
+from vision_wrapper.data import ImageData, Loader, Loaders
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.errors import (
     DamagedFileError,
@@ -190,6 +190,8 @@ def _train(
     averaged = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
     if loaders.val is None:
         best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
+    else:
+        _store_temperature(folder / "best.safetensors", loaders.val, trainer)
     _write_results(folder, images, trainer.model, history, predictions, curve)
     write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
     report.write(folder)
@@ -213,6 +215,18 @@ def _results(
         "training_images": len(loaders.train.split),
         "test_images": len(predictions),
     }
+
+
+def _store_temperature(path: Path, held_out: Loader, trainer: Trainer) -> None:
+    """Fit the best classifier's temperature to the held-out images, and keep it in its file."""
+    best = load_classifier(path)
+    fitted = _predictor(best.model, trainer.precision, trainer.device).predict(held_out).fit_temperature()
+    save_classifier(path, best.model, best.preprocess, best.classes, best.metrics, temperature=fitted)
+
+
+def _predictor(model: nn.Module, precision: Any, device: Any = None) -> Trainer:
+    """A trainer that is not to train."""
+    return Trainer(model, torch.optim.SGD(model.parameters()), callbacks=[], precision=precision, device=device)
 
 
 class _BestClassifier(Callback):
@@ -459,10 +473,10 @@ def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
 
 
 def evaluate_run(folder: PathLike) -> Predictions:
-    """The predictions of a run's best.safetensors on its test set, computed anew."""
+    """The predictions of a run's best.safetensors on its test set, computed anew, at the classifier's temperature."""
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
     images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
-    trainer = Trainer(classifier.model, plan.build_optimizer(classifier.model), precision=plan.precision)
-    return trainer.predict(loaders.test)
+    predictions = _predictor(classifier.model, plan.precision).predict(loaders.test)
+    return predictions.at_temperature(classifier.temperature)
