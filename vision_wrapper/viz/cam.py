@@ -30,6 +30,7 @@ def plot_gradcam(
     target: str | int = "predicted",
     layers: Layers | None = None,
     columns: int | None = None,
+    method: str = "gradcam",
 ) -> Figure:
     """Misclassified images as the network saw them, each next to its Grad-CAM maps. Leaves the model as it was.
 
@@ -40,9 +41,10 @@ def plot_gradcam(
         layers: names or modules, a map for each (`explain.stages` names one for each stage); None takes
             `explain.default_layer`.
         columns: mistakes in a row; None fits them.
+        method: a name of `explain.METHODS`.
 
     Raises:
-        UnknownNameError: an unknown target or layer.
+        UnknownNameError: an unknown target, layer or method.
         SettingError: the predictions do not know their images and preprocessing, or a layer that Grad-CAM cannot use.
     """
     if not len(mistakes):
@@ -54,13 +56,13 @@ def plot_gradcam(
         )
     if columns is not None and columns < 1:
         raise SettingError(f"columns must be at least 1, got {columns!r}.")
-    from vision_wrapper.explain import gradcam
+    from vision_wrapper import explain
 
     preprocess = mistakes.preprocess
     images = [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images(preprocess.enough)]
     inputs = preprocess.batch(images)
     wanted = _targets(mistakes, target)
-    cams = {what: gradcam(model, inputs, classes, layers) for what, classes in wanted.items()}
+    cams = {what: explain.cam(model, inputs, classes, layers, method) for what, classes in wanted.items()}
     used = next(iter(cams.values())).layers
     group = 1 + len(cams) * len(used)
     columns = columns or max(1, _TILES_IN_A_ROW // group)
@@ -69,7 +71,7 @@ def plot_gradcam(
         min(columns, len(images)) * group,
         aspect_of(images),
         width=1.15,
-        title=_title(used, list(wanted)),
+        title=_title(explain.METHODS[method].title, used, list(wanted)),
         group=group,
         header=2,
     )
@@ -119,9 +121,9 @@ def _targets(mistakes: Mistakes, target: str | int) -> dict[str, list[int]]:
     return {name_of(classes, int(target)): [int(target)] * len(mistakes)}
 
 
-def _title(layers: Sequence[str], wanted: Sequence[str]) -> str:
-    where = f" at {layers[0]}" if len(layers) == 1 else ""
-    return f"Grad-CAM{where}" + (f" for {wanted[0]}" if len(wanted) == 1 else "")
+def _title(method: str, layers: Sequence[str], wanted: Sequence[str]) -> str:
+    where = f" at {layers[0]}" if len(layers) == 1 and layers != ("all",) else ""
+    return f"{method}{where}" + (f" for {wanted[0]}" if len(wanted) == 1 else "")
 
 
 def _caption(what: str, layer: str) -> list[Line]:
