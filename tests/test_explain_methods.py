@@ -220,7 +220,7 @@ def test_maps_that_mark_what_counts_pass_and_others_do_not():
     assert len(found.deletion) == 9 and found.deletion[0] > 0.95 and found.deletion[-1] == pytest.approx(0.5)
     assert areas["deletion"] < areas["random_deletion"] - 0.05
     assert areas["insertion"] > areas["random_insertion"]
-    assert ": better than random maps" in str(found)
+    assert str(found).endswith(": better than random maps.")
     assert found.insertion[-1] == pytest.approx(found.deletion[0])
     blind = explain.trust(model, corner_images().flip(0), [1] * 6, "block", "hirescam", steps=4)  # no evidence for it
     assert np.isnan(blind.randomised).all() and "unknown" in str(blind)

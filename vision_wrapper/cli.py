@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import shlex
 import sys
@@ -83,24 +85,55 @@ def evaluate(run: RunArgument) -> None:
 def predict(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    format: Annotated[str, typer.Option(help="table, csv or json; the last two with every probability.")] = "table",
 ) -> None:
     """Say what is on images.
 
-    A line an image: file, class and probability, separated by tabs.
+    A line an image. As a table: file, class and probability, separated by tabs.
     """
     from vision_wrapper import load_classifier
+    from vision_wrapper._lookup import check_names
     from vision_wrapper.errors import VisionWrapperError
 
+    check_names("format", [format], _PREDICTION_LINES)
     classifier, failed = load_classifier(model), 0
+    line_of = _PREDICTION_LINES[format]
+    if format == "csv":
+        typer.echo(_csv_line(["file", "class", "probability", *classifier.classes]))
     for file in files:
         try:
             (prediction,) = classifier.predict([file])
-            typer.echo(f"{file}\t{prediction.name}\t{prediction.probability:.4f}")
+            typer.echo(line_of(file, prediction, classifier.classes))
         except VisionWrapperError as error:
             failed += 1
             typer.echo(f"error: {error}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _table_line(file: Path, prediction: Any, classes: Any) -> str:
+    return f"{file}\t{prediction.name}\t{prediction.probability:.4f}"
+
+
+def _prediction_csv(file: Path, prediction: Any, classes: Any) -> str:
+    shares = (f"{share:.6f}" for share in (prediction.probability, *prediction.probabilities))
+    return _csv_line([str(file), prediction.name, *shares])
+
+
+def _prediction_json(file: Path, prediction: Any, classes: Any) -> str:
+    shares = dict(zip(classes, prediction.probabilities, strict=True))
+    return json.dumps(
+        {"file": str(file), "class": prediction.name, "probability": prediction.probability, "probabilities": shares}
+    )
+
+
+def _csv_line(cells: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+_PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json}
 
 
 @app.command()
@@ -217,11 +250,21 @@ def compare(
 
 
 @app.command()
-def report(run: RunArgument) -> None:
-    """Write a run's report anew."""
+def report(
+    run: RunArgument,
+    format: Annotated[str, typer.Option(help="html, or markdown: a README beside its pictures.")] = "html",
+    compare: Annotated[Optional[Path], typer.Option(metavar="RUN", help="Another run, to compare with.")] = None,  # noqa: UP045
+) -> None:
+    """Write a run's report anew, or one that compares two runs."""
     from vision_wrapper import report as run_report
+    from vision_wrapper._lookup import check_names
 
-    typer.echo(f"report: {run_report.write(run)}")
+    writers = {"html": run_report.write, "markdown": run_report.write_markdown}
+    check_names("format of a report", [format], writers)
+    if compare is not None and format != "html":
+        raise typer.BadParameter("--compare writes HTML: leave --format out.")
+    path = writers[format](run) if compare is None else run_report.compare(run, compare)
+    typer.echo(f"report: {path}")
 
 
 def _check_recipe(name: str) -> None:

@@ -563,7 +563,12 @@ class Trust:
         known = self.randomised[np.isfinite(self.randomised)]
         correlation = f"{known.mean():.2f}" if len(known) else "unknown, all are empty"
         better = areas["deletion"] < areas["random_deletion"], areas["insertion"] > areas["random_insertion"]
-        verdict = "better than random maps" if all(better) else "no better than random maps"
+        verdict = {
+            (True, True): "better than random maps",
+            (True, False): "better than random maps at deletion alone",
+            (False, True): "better than random maps at insertion alone",
+            (False, False): "no better than random maps",
+        }[better]
         return (
             f"Rank correlation with the maps of shuffled weights: {correlation} (0 is best). Deletion "
             f"{areas['deletion']:.2f} (random {areas['random_deletion']:.2f}, lower is better), insertion "

@@ -190,6 +190,15 @@ def check_duplicates(data: ImageData, near: bool = False) -> Iterator[Finding]:
                 yield _in_both("near_duplicate", "almost the same", data, name, alike, everywhere)
 
 
+def same_images(split: Split, others: Split) -> dict[int, int]:
+    """For each index of `split` whose pixels `others` has too: the first index there."""
+    first: dict[bytes, int] = {}
+    for index, digest in enumerate(_map(others, _digest)):
+        first.setdefault(digest, index)
+    found = ((index, first.get(digest)) for index, digest in enumerate(_map(split, _digest)))
+    return {index: other for index, other in found if other is not None}
+
+
 def _in_both(
     check: str, what: str, data: ImageData, name: str, pairs: dict[int, list[int]], indices: list[int]
 ) -> Finding:

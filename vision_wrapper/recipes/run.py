@@ -193,6 +193,7 @@ def _train(
     else:
         _store_temperature(folder / "best.safetensors", loaders.val, trainer)
     _write_results(folder, images, trainer.model, history, predictions, curve)
+    report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
     write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
     report.write(folder)
     (folder / ".lock").unlink(missing_ok=True)
@@ -214,6 +215,24 @@ def _results(
         "images_per_second": trained / seconds,
         "training_images": len(loaders.train.split),
         "test_images": len(predictions),
+        "classes": list(predictions.classes),
+        "changes": _changes(plan),
+    }
+
+
+def _changes(plan: Recipe) -> dict[str, Any] | None:
+    """The fields in which the plan differs from the recipe of its name, seed apart; None where there is none."""
+    if plan.name not in RECIPES:
+        return None
+    base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
+    told = {"seed", "expected"}
+    # Given with other epochs, these would be scaled.
+    scaled = {"schedule_args", "schedule_epochs", "progressive_size", "freeze_epochs"}
+    always = scaled if base["epochs"] != fields["epochs"] else set()
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in told and (value != base[name] or (name in always and value is not None))
     }
 
 

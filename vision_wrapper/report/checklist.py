@@ -1,0 +1,123 @@
+"""What a recipe promised, and what was measured of it in the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from vision_wrapper.evaluation import Predictions
+
+NEAR = 0.02  # rates that are this close, relatively, are the same
+
+
+class Promise(NamedTuple):
+    """A line of the checklist."""
+
+    state: Literal["kept", "broken", "unknown"]
+    promise: str
+    measured: str
+
+
+def checklist(
+    recipe: dict[str, Any], rows: list[dict[str, Any]], predictions: Predictions | None, curve: dict[str, Any] | None
+) -> list[Promise]:
+    """The promises of a recipe that a run can be checked by.
+
+    Args:
+        recipe: its fields, as in recipe.json.
+        rows: of the history.
+        predictions: of the test set, or None.
+        curve: of the LR finder, as in lr_curve.json, or None.
+    """
+    return [
+        *_epochs(recipe, rows),
+        *_found_rate(recipe, rows, curve),
+        *_one_cycle(recipe, rows, curve),
+        *_order(predictions),
+        *_augmentation(recipe),
+        *_expected(recipe, predictions),
+    ]
+
+
+def _state(holds: bool) -> Literal["kept", "broken"]:
+    return "kept" if holds else "broken"
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=NEAR)
+
+
+def _epochs(recipe: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Promise]:
+    yield Promise(_state(len(rows) == recipe["epochs"]), f"{recipe['epochs']} epochs", f"{len(rows)} were trained")
+
+
+def _found_rate(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[str, Any] | None) -> Iterator[Promise]:
+    if not recipe.get("find_lr"):
+        return
+    if curve is None or not curve.get("suggestion"):
+        yield Promise("unknown", "the highest rate comes from the LR finder", "its curve is not there")
+        return
+    highest = max(row["lr"] for row in rows)
+    said = f"the finder suggested {curve['suggestion']:.3g}; the highest at an epoch's end was {highest:.3g}"
+    # The peak may lie inside an epoch, of which the history keeps the last rate.
+    yield Promise(
+        _state(highest <= curve["suggestion"] * (1 + NEAR)), "the highest rate comes from the LR finder", said
+    )
+
+
+def _one_cycle(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[str, Any] | None) -> Iterator[Promise]:
+    arguments = recipe.get("schedule_args") or {}
+    if recipe.get("schedule") != "one_cycle" or not rows:
+        return
+    peak = arguments.get("peak_epoch")
+    if peak is not None:
+        rates = [row["lr"] for row in rows]
+        reached = rates.index(max(rates)) + 1
+        kept = peak - 1 < reached <= math.ceil(peak) + 1
+        yield Promise(
+            _state(kept), f"the rate peaks at epoch {peak:g}", f"the highest rate was at the end of {reached}"
+        )
+    if arguments.get("annihilate") is False and arguments.get("final_lr") is None:
+        suggestion = (curve or {}).get("suggestion")
+        low = arguments.get("min_lr") or (suggestion / 10 if suggestion else None)
+        last = rows[-1]["lr"]
+        promise = "no annihilation: the cycle ends at the rate it began with"
+        if low is None:
+            yield Promise("unknown", promise, f"it ended at {last:.3g}; where it began is not kept")
+        else:  # the last step is one before the end of the cycle
+            yield Promise(_state(low * (1 - NEAR) <= last <= low * 1.5), promise, f"from {low:.3g} to {last:.3g}")
+
+
+def _order(predictions: Predictions | None) -> Iterator[Promise]:
+    promise = "the test set is whole and not shuffled"
+    if predictions is None:
+        yield Promise("unknown", promise, "the predictions are not there")
+        return
+    indices = predictions.indices.tolist()
+    yield Promise(_state(indices == list(range(len(indices)))), promise, f"{len(indices)} images, in their order")
+
+
+def _augmentation(recipe: dict[str, Any]) -> Iterator[Promise]:
+    if recipe.get("augment", "none") != "none":
+        name = recipe["augment"].replace("_", ", ")
+        yield Promise(
+            "kept",
+            f"augmentation ({name}) comes before normalisation, and for training images alone",
+            "the loaders augment raw pixels in 0..255, and normalise what comes out",
+        )
+
+
+def _expected(recipe: dict[str, Any], predictions: Predictions | None) -> Iterator[Promise]:
+    """Three standard deviations of seeds, or, of one seed, of the test set."""
+    found = recipe.get("expected")
+    if found is None or predictions is None:
+        return
+    chance = math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / max(len(predictions), 1))
+    allowed = 3 * (found["spread"] or chance)
+    measured = predictions.accuracy()
+    yield Promise(
+        _state(measured >= found["accuracy"] - allowed),
+        f"about {found['accuracy']:.2%}, as measured before ({found['seeds']} seeds)",
+        f"{measured:.2%}",
+    )

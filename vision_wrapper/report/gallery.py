@@ -1,0 +1,148 @@
+"""The browser of mistakes: small pictures of all, class activation maps of the most telling, and what marks them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from vision_wrapper import explain
+from vision_wrapper._files import write_bytes, write_json
+from vision_wrapper.data import Split
+from vision_wrapper.data.check import same_images
+from vision_wrapper.evaluation import Mistake, Mistakes, Predictions
+from vision_wrapper.viz.cam import overlay
+
+FOLDER = "gallery"
+SHEETS = ("thumbnails", "predicted", "true")
+PICTURED = 1500  # mistakes with a picture at most: about a kilobyte each
+EXPLAINED = 200  # the most telling ones, with maps for both classes
+TRUSTED = 16  # of these are asked how far the maps can be trusted
+TRUST_STEPS = 8
+COLUMNS = 40  # pictures in a row of a sheet
+LONGEST = 96  # pixels of a picture's longer side
+MAP_SIDE = 64  # of small images with maps, which would be coarse in their own size
+QUALITY = 88  # of the JPEG sheets
+
+
+def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, train: Split) -> None:
+    """Write what the browser of mistakes shows into `folder/gallery`: sheets of pictures, and gallery.json.
+
+    Args:
+        folder: of the run.
+        model: the network that made the predictions; it stays as it was.
+        predictions: which know their images and their preprocessing.
+        train: the training images, in which the same pixels are looked for.
+    """
+    assert predictions.source is not None and predictions.preprocess is not None
+    mistakes = predictions.mistakes(order="confidence")
+    shown = mistakes[:PICTURED]
+    explained = shown[:EXPLAINED]
+    images = [_small(image) for image in _inputs_of(shown)]
+    sheets = {"thumbnails": _sheet(folder, "thumbnails", images)}
+    empty: list[tuple[bool, bool]] = []
+    trusted = ""
+    if len(explained):
+        maps, trusted = _maps(model, explained)
+        for what, found in maps.items():
+            pictures = [overlay(image, each) for image, each in zip(_enlarged(explained), found.maps[0], strict=True)]
+            sheets[what] = _sheet(folder, what, [_small(picture) for picture in pictures])
+        empty = list(zip(*(found.empty[0].tolist() for found in maps.values()), strict=True))
+    suspected = {mistake.index for mistake in predictions.suspected_label_errors()}
+    learned = same_images(predictions.source, train)
+    content = {
+        "classes": list(predictions.classes),
+        "total": len(mistakes),
+        "in_training": len(learned),
+        "trust": trusted,
+        "sheets": sheets,
+        "mistakes": [
+            _entry(mistake, place, empty, mistake.index in suspected, _origin(learned.get(mistake.index), train))
+            for place, mistake in enumerate(shown)
+        ],
+    }
+    write_json(folder / FOLDER / "gallery.json", content)
+
+
+def _entry(
+    mistake: Mistake, place: int, empty: list[tuple[bool, bool]], suspected: bool, duplicate: str | None
+) -> dict[str, Any]:
+    return {
+        "index": mistake.index,
+        "target": mistake.target,
+        "predicted": mistake.predicted,
+        "confidence": mistake.confidence,
+        "loss": mistake.loss,
+        "margin": mistake.margin,
+        "origin": mistake.origin,
+        "place": place,
+        "cam": place if place < len(empty) else None,
+        "cam_empty": list(empty[place]) if place < len(empty) else None,
+        "label": suspected,
+        "duplicate": duplicate,
+    }
+
+
+def _origin(index: int | None, train: Split) -> str | None:
+    return None if index is None else train.origin(index)
+
+
+def _maps(model: nn.Module, mistakes: Mistakes) -> tuple[dict[str, explain.CamMaps], str]:
+    """Maps for the predicted and the true class, at the size of `_enlarged`, and how far to trust the first."""
+    assert mistakes.preprocess is not None
+    inputs = mistakes.preprocess.batch(_inputs_of(mistakes))
+    predicted, true = [m.predicted for m in mistakes], [m.target for m in mistakes]
+    found = {"predicted": explain.gradcam(model, inputs, predicted), "true": explain.gradcam(model, inputs, true)}
+    layer = found["predicted"].layers[0]
+    checked = explain.trust(model, inputs[:TRUSTED], predicted[:TRUSTED], layer, steps=TRUST_STEPS)
+    text = f"Grad-CAM at {layer}, on {min(TRUSTED, len(mistakes))} of the images. {checked}"
+    sized = _enlarged(mistakes)[0].shape[:2]
+    return {name: _resized(cams, (sized[0], sized[1])) for name, cams in found.items()}, text
+
+
+def _resized(cams: explain.CamMaps, size: tuple[int, int]) -> explain.CamMaps:
+    import torch
+
+    maps = torch.from_numpy(cams.maps)
+    scaled = nn.functional.interpolate(maps, size, mode="bilinear", antialias=True) if maps.shape[2:] != size else maps
+    return explain.CamMaps(scaled.clamp(0, 1).numpy(), cams.layers, cams.empty)
+
+
+def _inputs_of(mistakes: Mistakes) -> list[np.ndarray]:
+    """The images as the network got them but for normalisation: uint8 (H, W, C) of its size."""
+    preprocess = mistakes.preprocess
+    assert preprocess is not None
+    return [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images(preprocess.enough)]
+
+
+def _enlarged(mistakes: Mistakes) -> list[np.ndarray]:
+    """The images for maps: small ones with each pixel made a square, so that the map on them is smooth."""
+    images = _inputs_of(mistakes)
+    times = max(1, MAP_SIDE // max(images[0].shape[:2]))
+    return [image.repeat(times, axis=0).repeat(times, axis=1) for image in images]
+
+
+def _small(image: np.ndarray) -> Image.Image:
+    """An RGB picture of at most `LONGEST` pixels."""
+    grey = image.shape[2] == 1
+    picture = Image.fromarray(image[:, :, 0] if grey else image[:, :, :3]).convert("RGB")
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _sheet(folder: Path, name: str, pictures: list[Image.Image]) -> dict[str, Any]:
+    """Put pictures of one size onto a sheet, row by row, and say how it is laid out."""
+    width, height = pictures[0].size if pictures else (1, 1)
+    columns = min(COLUMNS, max(1, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place % columns * width, place // columns * height))
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=QUALITY, subsampling=0)
+    write_bytes(folder / FOLDER / f"{name}.jpg", content.getvalue())
+    return {"columns": columns, "rows": rows, "aspect": width / height}
