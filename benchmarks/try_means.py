@@ -9,6 +9,8 @@ holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +42,12 @@ MEANS: dict[str, dict[str, Any]] = {
     "without the average of weights": {"ema": None},
     "without head scale": {"head_scale": 1.0},
     "weight decay on norms and biases too": {
-        "groups": None, "head_scale": 1.0, "optimizer_args": {**BASE.optimizer_args, "weight_decay": 5e-4},
+        "groups": {**(BASE.groups or {}), "norms_biases_decay": 5e-4},
     },
     "random flip, black padding": {"augment": "crop_flip"},
     "with cutout": {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}},
-    "with mixup": {"augment": "crop_flip_mixup"},
-    "with cutmix": {"augment": "crop_flip_cutmix"},
+    "with mixup": {"augment": "crop_alternating_flip_mixup"},
+    "with cutmix": {"augment": "crop_alternating_flip_cutmix"},
     "lookahead for the average": {"ema": None, "lookahead": {"steps": 5, "share": 0.5}},
     "Muon": {
         "optimizer": "muon", "optimizer_args": {},
@@ -69,13 +71,21 @@ def training_images_alone(folder: str, cache: str) -> data.ImageData:
 
 
 def kept_runs() -> list[dict[str, Any]]:
-    """The records of trials from the present base."""
-    kept = read_json(TRIALS) if TRIALS.exists() else None
-    return kept["runs"] if kept is not None and evidence.same_settings(kept["settings"], BASE) else []
+    """The records of trials as they are now defined."""
+    kept = read_json(TRIALS) if TRIALS.exists() else {"runs": []}
+    return [run for run in kept["runs"] if run["settings"] == settings_of(run["trial"])]
+
+
+def settings_of(trial: str) -> str | None:
+    """A digest of what a trial runs; None for one that is no more."""
+    if trial not in MEANS:
+        return None
+    settings = evidence.settings_of(BASE.changed(**MEANS[trial]))
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def keep(record: dict[str, Any]) -> None:
-    write_json(TRIALS, {"settings": evidence.settings_of(BASE), "runs": [*kept_runs(), record]})
+    write_json(TRIALS, {"runs": [*kept_runs(), {**record, "settings": settings_of(record["trial"])}]})
     write_page()
 
 
@@ -86,7 +96,7 @@ def write_page() -> None:
 def generated() -> Iterator[str]:
     """The table: held-out accuracy of each trial, and the paired difference from the base."""
     found: dict[str, dict[int, float]] = {name: {} for name in MEANS}
-    runs = [run for run in kept_runs() if run["trial"] in MEANS]
+    runs = kept_runs()
     for run in runs:
         found[run["trial"]][run["seed"]] = run["accuracy"]
     yield "| what is different | held-out accuracy, % | difference, points | seeds |"

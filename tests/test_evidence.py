@@ -12,7 +12,7 @@ import scipy.stats
 from test_recipes import command, reduced
 
 from vision_wrapper import recipes
-from vision_wrapper.errors import OtherRunError, SettingError
+from vision_wrapper.errors import DamagedFileError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
 from vision_wrapper.recipes.repeat import mean_interval
 
@@ -87,9 +87,14 @@ def test_repeat_goes_on_and_leaves_what_is_finished(images, tmp_path):
     assert alone.predictions.accuracy() == first.accuracies[1] and alone.tta_accuracy == first.tta_accuracies[1]
     with pytest.raises(OtherRunError, match="batch_size"):
         recipes.repeat(recipe, [3], images, out=tmp_path / "runs", callbacks=[], batch_size=5)
-    for wrong in (0, [], [1, 1], "ab", True, [-1]):
+    for wrong in (0, [], [1, 1], "ab", b"ab", True, [-1], [0, None], [[1]], [{}]):
         with pytest.raises(SettingError, match="seed"):
             recipes.repeat(recipe, wrong, images, out=tmp_path / "none")
+    with pytest.raises(SettingError, match=r"seeds=\[7\]"):
+        recipes.repeat(recipe, 1, images, out=tmp_path / "none", seed=7)
+    (first.run_dirs[0] / "results.json").write_text("[]")
+    with pytest.raises(DamagedFileError, match="does not hold the figures"):
+        recipes.repeat(recipe, [3], images, out=tmp_path / "runs", callbacks=[])
     assert not (tmp_path / "none").exists()
 
 
@@ -102,6 +107,20 @@ def test_compare_runs_the_same_seeds(images, tmp_path):
         recipes.compare(a, a, 1, images)
 
 
+def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path):
+    a = reduced("quickstart")
+    for other, settings, said in (
+        (RECIPES["folder"], {}, "your own images"),
+        (RECIPES["custom-resnet-adam"], {}, "digits and cifar10"),
+        (reduced("speedrun").changed(data="digits"), {"optimizer_args": {"betas": [0.9, 0.9]}}, "betas"),
+    ):
+        with pytest.raises(VisionWrapperError, match=said):
+            recipes.compare(a, other, 1, out=tmp_path / "none", callbacks=[], **settings)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SettingError, match="same seeds and test images"):
+        Comparison(repeats(0.9, 0.8), repeats(0.9))
+
+
 def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
     small = ("--data", image_folder, "--seeds", 2, "--epochs", 1, "--set", "batch_size=4", "--set", "augment=none")
     narrow = ("--set", 'model_args={"widths": [4, 4, 8, 8]}', "--set", "val_fraction=0.0")
@@ -111,6 +130,10 @@ def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
                    "schedule=null", "--set", "schedule_args={}", "--set", "optimizer_args={}", cwd=tmp_path,
                    expect=2)  # fmt: skip
     assert "holds another run" in said  # the first one's folder has other optimizer_args
+    alike = ("--set", "schedule=null", "--set", "schedule_args={}", "--out", "both")
+    said = command("compare", "custom-resnet-adam", "custom-resnet-late-peak", *small, *narrow, *alike, cwd=tmp_path)
+    assert "A difference of" in said or "is better than" in said
+    assert (tmp_path / "both/custom-resnet-late-peak-seeds/seed-1/report.html").exists()
 
 
 # ---- records, summary, page

@@ -135,6 +135,9 @@ def test_whitening_decorrelates_patches():
     assert torch.allclose(second_moments[:12, :12], torch.eye(12), atol=0.05)
     assert torch.equal(outputs[:12], -outputs[12:])
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    for wrong in (mixed[:0], mixed[:, :2], mixed[:, :, :1], mixed[0], mixed * float("nan")):
+        with pytest.raises(SettingError, match=r"Whitening\.fit"):
+            models.Whitening(3).fit(wrong)
     flat = models.Whitening(1)
     flat.fit(torch.ones(4, 1, 8, 8))  # without any variance but one
     assert torch.isfinite(flat.weight).all()

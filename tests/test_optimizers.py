@@ -1,13 +1,16 @@
 """Muon and Lookahead against their definitions, and as parts of a run."""
 
+import copy
+
 import pytest
 import torch
 from test_trainer import StopAt, equal, make, weights
 from torch import nn
 
 from vision_wrapper import data, models
-from vision_wrapper.errors import SettingError
+from vision_wrapper.errors import OtherModelError, SettingError
 from vision_wrapper.models import build_model
+from vision_wrapper.recipes.verify import _leaves  # every value, bit for bit
 from vision_wrapper.trainer import Lookahead, Muon, Trainer, schedules
 from vision_wrapper.trainer.optimizers import orthogonalised
 
@@ -145,10 +148,10 @@ def test_a_run_with_it_resumes_bit_for_bit(images, tmp_path, kind, channels_last
 def test_the_lr_finder_leaves_it_as_it_was(images, kind):
     trainer, loaders = trainer_of(images, kind, True)
     trainer.fit(loaders.train, epochs=1)
-    before = repr(trainer.optimizer.state_dict()), weights(trainer)
+    before, kept = _leaves(copy.deepcopy(trainer.optimizer.state_dict())), weights(trainer)
     curve = trainer.find_lr(loaders.train, num_iter=12)
     assert len(curve.lrs) > 3
-    assert repr(trainer.optimizer.state_dict()) == before[0] and equal(weights(trainer), before[1])
+    assert _leaves(trainer.optimizer.state_dict()) == before and equal(weights(trainer), kept)
 
 
 def test_muon_learns(images):
@@ -175,3 +178,39 @@ def test_training_with_a_scaled_head_is_training_with_scaled_logits(images):
             loss.backward()
             optimizer.step()
         assert torch.allclose(nets[0](inputs), nets[1](inputs) * scale, atol=1e-5)
+
+
+def test_lookahead_begins_anew_with_each_fit(images):
+    """Weights that were loaded or averaged between two fits are not pulled back."""
+    trainer, loaders = trainer_of(images, "lookahead", True)
+    trainer.fit(loaders.train, epochs=1)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1.0)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    moved = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.fit(loaders.train, epochs=1)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(moved, trainer.model.parameters(), strict=True))
+
+
+def test_a_state_with_and_one_without_lookahead_are_told_apart(images, tmp_path):
+    with_it, _ = trainer_of(images, "lookahead", True)
+    without, _ = trainer_of(images, "muon", True)
+    with_it.save(tmp_path / "with.ckpt")
+    without.save(tmp_path / "without.ckpt")
+    with pytest.raises(OtherModelError, match="with Lookahead"):
+        without.load(tmp_path / "with.ckpt")
+    with pytest.raises(OtherModelError, match="without Lookahead"):
+        with_it.load(tmp_path / "without.ckpt")
+
+
+def test_a_group_can_be_added_to_lookahead():
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    optimizer = Lookahead(torch.optim.SGD(first.parameters(), lr=0.1), steps=1)
+    with_gradients(first)
+    optimizer.step()
+    optimizer.add_param_group({"params": second.parameters()})
+    with_gradients(second)
+    optimizer.step()
+    assert len(optimizer.optimizer.param_groups) == 2

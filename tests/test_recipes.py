@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -127,6 +128,63 @@ def test_what_counts_in_epochs_keeps_its_share():
     assert RECIPES["folder"].changed(epochs=20).freeze_epochs == 4
 
 
+def test_other_epochs_with_other_arguments_still_scale_the_rest():
+    recipe = RECIPES["folder"].changed(epochs=1, schedule_args={"max_lr": 0.001})
+    assert recipe.freeze_epochs == 0 and recipe.schedule_args == {"max_lr": 0.001}
+    assert RECIPES["custom-resnet-avgpool"].changed(epochs=10, schedule_args={"max_lr": 1}).schedule_epochs == 12
+
+
+def test_groups_keep_the_weight_decay_of_the_optimizer():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+    for optimizer, arguments, decay in (("adam", {"weight_decay": 1e-4}, 1e-4), ("adamw", {}, 0.01), ("sgd", {}, 0.0)):
+        recipe = RECIPES["quickstart"].changed(optimizer=optimizer, optimizer_args=arguments, groups={"body_lr": 0.001})
+        groups = {group["name"]: group for group in recipe.build_optimizer(model).param_groups}
+        assert groups["body"]["weight_decay"] == groups["head"]["weight_decay"] == decay
+        assert groups["body_norms_biases"]["weight_decay"] == 0
+    both = recipe.changed(groups={"norms_biases_decay": 0.1}).build_optimizer(model).param_groups
+    assert {group["name"]: group["weight_decay"] for group in both}["body_norms_biases"] == 0.1
+
+
+def test_texts_of_a_recipe_change_no_run(images, tmp_path):
+    recipe = reduced("quickstart")
+    first = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    other = recipe.changed(published="elsewhere", goal=(0.5, None), description="the same")
+    assert recipes.run(other, data=images, out=tmp_path / "run", callbacks=[]).finished
+    identity = json.loads((first.run_dir / "recipe.json").read_text())
+    del identity["recipe"]["whiten"]  # a run from before the field was there
+    (first.run_dir / "recipe.json").write_text(json.dumps(identity))
+    assert recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[]).finished
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_run_goes_on_with_other_callbacks(images, tmp_path, monkeypatch, more):
+    """The library's own keep their places and states: what was frozen stays so, also where weights are gone since."""
+    import torchvision
+
+    weights = torchvision.models.resnet18(num_classes=1000).state_dict()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **_: weights)
+    recipe = RECIPES["folder"].changed(epochs=3, batch_size=16, size=32, freeze_epochs=2)
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[StopAt()])
+
+    def offline(self, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    watch = Watch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it does not begin from random weights
+        recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[watch, *[Callback()] * more])
+    assert watch.frozen == [True, True, False]  # the first epoch ends again: its checkpoint was written before
+
+
+def test_an_own_file_of_weights_has_to_be_there(images, tmp_path):
+    recipe = RECIPES["folder"].changed(epochs=1, size=32, pretrained=str(tmp_path / "gone.pth"))
+    with pytest.raises(VisionWrapperError, match=r"gone\.pth"):
+        recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_finder_chooses_the_rate(images, tmp_path):
     recipe = RECIPES["custom-resnet-onecycle"].changed(
         epochs=2, batch_size=16, model_args={"widths": (4, 4, 8, 8)}, augment="none"
@@ -174,6 +232,18 @@ def test_unknown_names_are_named():
         ({"normalisation": "none"}, "imagenet"),
         ({"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
         ({"whiten": "yes"}, "true or false"),
+        ({"head_scale": 0.5}, "for sgd and muon"),
+        ({"groups": {"weight_decay": None}}, "weight_decay must be"),
+        ({"groups": {"body_lr": -0.4}}, "body_lr must be"),
+        ({"groups": {"weight_decay": 0.1}}, "given twice"),
+        ({"lookahead": {"share": "x"}}, "share must be"),
+        ({"pretrained": 5}, "must be a text"),
+        ({"tta": [abs]}, "tta must be a text"),
+        ({"goal": 0.9}, "goal must be"),
+        ({"model": []}, "model must be a text"),
+        ({"augment_args": {"pad": "a"}}, "pad must be"),
+        ({"augment_args": {"pad": -1}}, "pad must be"),
+        ({"augment_args": {"degrees": None}}, "degrees must be"),
     ],
 )
 def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
@@ -266,7 +336,7 @@ def test_a_report_names_what_is_missing(images, tmp_path):
     (run / "predictions.npz").write_bytes(b"damaged")
     (run / "environment.json").unlink()
     report.write(run)
-    assert (run / "report.html").read_text().count("Not available") == 3
+    assert (run / "report.html").read_text().count("Not available") == 6
 
 
 def test_a_report_of_an_unfinished_run_does_not_end_it(images, tmp_path):

@@ -42,7 +42,7 @@ def gallery_of(folder):
 
 def test_the_page_asks_nothing_of_the_network_and_runs_its_own_script_alone(run):
     page = (run / "report.html").read_text()
-    assert not re.search(r"(https?:)?//[a-z]", page.replace("data:image", "")) or "http" not in page
+    assert "http:" not in page and "https:" not in page and "url(" not in page.replace("url(data:", "")
     script = page.rsplit("<script>", 1)[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
@@ -162,7 +162,7 @@ def test_the_assignments_promises_are_checked():
 
 def test_a_result_far_below_the_expected_one_is_said():
     predictions = vw.Predictions(np.eye(2)[[0] * 100], [0] * 80 + [1] * 20)
-    for accuracy, spread, state in ((0.81, 0.01, "kept"), (0.9, 0.01, "broken"), (0.9, None, "kept")):
+    for accuracy, spread, state in ((0.81, 0.01, "kept"), (0.88, 0.01, "broken"), (0.88, None, "kept")):
         recipe = plan(expected={"accuracy": accuracy, "spread": spread, "seeds": 5})
         assert checklist(recipe, rows(0.1, 0.1, 0.1), predictions, None)[-1].state == state
 

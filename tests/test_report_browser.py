@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
             (base / "images" / part / name).mkdir(parents=True)
             for i in range(count):
                 picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-                picture.save(base / "images" / part / name / f"<b>{i}</b>&quot;.png")
+                picture.save(base / "images" / part / name / f"<b>{i}&quot;.png")
     recipe = reduced("quickstart").changed(val_fraction=0.0)
     return recipes.run(recipe, data=str(base / "images"), out=base / "run", callbacks=[]).run_dir
 

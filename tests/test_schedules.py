@@ -99,8 +99,12 @@ def test_a_line_ends_at_its_last_rate_for_all_groups():
         optimizer.step()
         scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])
-    with pytest.raises(SettingError, match="final_lr"):
-        schedules.linear(final_lr=-1)
+    for wrong in (-1, None, "low"):
+        with pytest.raises(SettingError, match="final_lr"):
+            schedules.linear(final_lr=wrong)
+    for schedule, lr in ((schedules.linear(final_lr=0.5), 0.1), (schedules.linear(), 0.0)):
+        with pytest.raises(SettingError, match="it is above"):
+            schedule.preview(1, 4, lr=lr)
 
 
 def test_one_cycle_may_end_at_nothing():

@@ -679,3 +679,14 @@ def test_a_frozen_body_thaws_when_it_is_time(images, tmp_path):
         assert equal(weights(trainer), weights(resumed)), at
     with pytest.raises(SettingError, match="epochs must be"):
         FreezeBody(-1)
+
+
+def test_what_somebody_froze_stays_frozen_when_the_body_thaws(images):
+    trainer, loaders = make(images)
+    trainer.callbacks.append(FreezeBody(1))
+    prep = trainer.model.prep
+    prep.requires_grad_(False).eval()
+    before = prep.conv.weight.clone()
+    trainer.fit(loaders.train, epochs=2)
+    assert torch.equal(prep.conv.weight, before) and not prep.conv.weight.requires_grad and not prep.training
+    assert trainer.model.layer2.conv.weight.requires_grad and trainer.model.layer2.training

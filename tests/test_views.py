@@ -49,6 +49,10 @@ def test_predict_takes_names_and_own_lists(images):
     assert trainer.predict(loaders.test, tta="flip_shift").logits.shape == plain.logits.shape
     with pytest.raises(UnknownNameError, match="did you mean 'flip'"):
         trainer.predict(loaders.test, tta="flipp")
-    for wrong in ([], [3], 5, [View(lambda x: x, 0.0)]):
+    with pytest.raises(SettingError, match="must return a batch"):
+        trainer.predict(loaders.test, tta=[lambda x: x[:1]])
+    with pytest.raises(SettingError, match="got NoneType"):
+        trainer.predict(loaders.test, tta=[lambda x: None])
+    for wrong in ([], [3], 5, [View(lambda x: x, 0.0)], [View(lambda x: x, "a")], [View(lambda x: x, float("inf"))]):
         with pytest.raises(SettingError, match="tta must be"):
             views_of(wrong)

@@ -197,6 +197,8 @@ AUGMENTATIONS: Table[Operations] = Table(
         "small_crop_flip_holes": (Pad(3), RandomCrop(), Flip(), Cutout(8, holes=8)),
         "crop_alternating_flip": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip()),
         "crop_alternating_flip_cutout": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip(), Cutout(12, fill="mean")),
+        "crop_alternating_flip_mixup": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip(), MixUp()),
+        "crop_alternating_flip_cutmix": (Pad(4, "reflect"), RandomCrop(), AlternatingFlip(), CutMix(p=0.5)),
         "crop_flip_mixup": (Pad(4), RandomCrop(), Flip(), MixUp()),
         "crop_flip_cutmix": (Pad(4), RandomCrop(), Flip(), CutMix(p=0.5)),
         "crop": (Pad(4), RandomCrop()),
@@ -237,6 +239,7 @@ def augmentation(name: str, **changes: Any) -> Operations:
     operations = AUGMENTATIONS[name]
     check_names("change of an augmentation", changes, [*_CHANGES, "fill"])
     for change, value in changes.items():
+        _check_change(change, value)
         kind, field = _CHANGES.get(change, (object, "fill"))
         if not any(_has(operation, kind, field) for operation in operations):
             raise SettingError(f"{name!r} has no operation that {change}= could change; it is {operations}.")
@@ -245,6 +248,23 @@ def augmentation(name: str, **changes: Any) -> Operations:
             for operation in operations
         )
     return operations
+
+
+def _check_change(change: str, value: Any) -> None:
+    """Raise `SettingError` for a value that the change cannot take."""
+    whole, number = (isinstance(value, kind) and not isinstance(value, bool) for kind in (int, (int, float)))
+    rules: dict[str, tuple[bool, str]] = {
+        "pad": (whole and value >= 0, "a whole number of pixels, at least 0"),
+        "hole_size": (whole and value >= 1, "a whole number of pixels, at least 1"),
+        "holes": (whole and value >= 1, "a whole number of at least 1"),
+        "degrees": (number and value >= 0, "a number of degrees, at least 0"),
+        "mix_alpha": (number and value > 0, "a number above 0"),
+        "pad_mode": (value in ("constant", "reflect"), '"constant" or "reflect"'),
+        **{name: (number and 0 <= value <= 1, "a probability in [0, 1]") for name in ("flip_p", "hole_p", "mix_p")},
+    }
+    holds, expected = rules.get(change, (True, ""))
+    if not holds:
+        raise SettingError(f"{change} must be {expected}, got {value!r}.")
 
 
 def _has(operation: Operation, kind: Any, field: str) -> bool:

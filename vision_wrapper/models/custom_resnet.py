@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class CustomResNet(nn.Module):
             raise SettingError(f'pool must be "max" or "avg", got {pool!r}.')
         if not 0 <= dropout < 1:
             raise SettingError(f"dropout is a probability in [0, 1), got {dropout!r}.")
-        if len(widths) != 4:
+        if not isinstance(widths, Sequence) or len(widths) != 4:
             raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
         check_init(init)
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]

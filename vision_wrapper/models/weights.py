@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,6 +161,7 @@ def parameter_groups(
     body_lr: float | None = None,
     weight_decay: float = 0.0,
     norms_biases_lr: float | None = None,
+    norms_biases_decay: float = 0.0,
     head_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: head and body, and of each the weights and the rest (norms and biases).
@@ -168,23 +170,29 @@ def parameter_groups(
         model: its parameters without `requires_grad` are left out.
         lr: learning rate of the head.
         body_lr: of the body; None means `lr`.
-        weight_decay: of the weights; norms and biases have none.
-        norms_biases_lr: of the body's norms and biases; None means the body's.
+        weight_decay: of the weights.
+        norms_biases_lr: learning rate of the body's norms and biases; None means the body's.
+        norms_biases_decay: weight decay of all norms and biases.
         head_scale: what `scale_head` multiplied the head by: its rate is multiplied by the square of it, and its weight
-            decay divided, which is training with logits times `head_scale`.
+            decay divided. With SGD that is training with logits times `head_scale`; with optimizers whose steps do not
+            depend on the size of a gradient, such as Adam, it is not.
+
+    Raises:
+        SettingError: a rate, a decay or a scale that cannot be.
 
     Returns:
         Up to four dicts with "name" ("head", "head_norms_biases", "body", "body_norms_biases"), "params", "lr" and
         "weight_decay". Schedules and the LR finder keep the proportion of the groups' rates.
     """
+    check_group_numbers(lr, body_lr, weight_decay, norms_biases_lr, norms_biases_decay, head_scale)
     head = set(head_of(model).parameters())
     body_lr = lr if body_lr is None else body_lr
     head_lr, head_decay = lr * head_scale**2, weight_decay / head_scale**2
     kinds = {  # name: rate and weight decay
         "head": (head_lr, head_decay),
-        "head_norms_biases": (head_lr, 0.0),
+        "head_norms_biases": (head_lr, norms_biases_decay / head_scale**2),
         "body": (body_lr, weight_decay),
-        "body_norms_biases": (body_lr if norms_biases_lr is None else norms_biases_lr, 0.0),
+        "body_norms_biases": (body_lr if norms_biases_lr is None else norms_biases_lr, norms_biases_decay),
     }
     groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():
@@ -195,3 +203,27 @@ def parameter_groups(
             group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
             group["params"].append(parameter)
     return list(groups.values())
+
+
+def check_group_numbers(
+    lr: Any = 0.0,
+    body_lr: Any = None,
+    weight_decay: Any = 0.0,
+    norms_biases_lr: Any = None,
+    norms_biases_decay: Any = 0.0,
+    head_scale: Any = 1.0,
+) -> None:
+    """Raise `SettingError` for numbers that `parameter_groups` cannot take."""
+    for name, value in (("body_lr", body_lr), ("norms_biases_lr", norms_biases_lr)):
+        if value is not None:
+            _check_at_least_0(name, value)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("norms_biases_decay", norms_biases_decay)):
+        _check_at_least_0(name, value)
+    _check_at_least_0("head_scale", head_scale)
+    if head_scale == 0:
+        raise SettingError("head_scale must be above 0.")
+
+
+def _check_at_least_0(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")

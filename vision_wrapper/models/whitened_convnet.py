@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from vision_wrapper.models.layers import (
     start_as_identity,
 )
 
+_PIXELS_AT_A_TIME = 2**20  # of images that are cut into patches: bounds the memory
 SMALLEST = 9  # pixels: three times halved after the 2x2 convolution
 
 
@@ -55,7 +57,7 @@ class WhitenedConvNet(nn.Module):
         super().__init__()
         check_classes_and_channels(num_classes, in_channels)
         check_init(init)
-        if len(widths) != 3:
+        if not isinstance(widths, Sequence) or len(widths) != 3:
             raise SettingError(f"widths must be three numbers, one a block, got {widths!r}.")
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
         self.architecture = {
@@ -110,11 +112,23 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Take the components from normalised images, float (N, C, H, W); some thousand of 32x32 are enough."""
+        """Take the components from normalised images, float (N, C, H, W); some thousand of 32x32 are enough.
+
+        Raises `SettingError` for images of another form, or with values that are no numbers.
+        """
         size, channels = self.PATCH, self.weight.shape[1]
-        patches = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, H - 1, W - 1, 2, 2)
-        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * size * size).double()
-        variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # rising; components are columns
+        if images.ndim != 4 or not len(images) or images.shape[1] != channels or min(images.shape[2:]) < size:
+            expected = f"(N, {channels}, H, W) of at least {size}x{size}"
+            raise SettingError(f"Whitening.fit takes images {expected}, got {tuple(images.shape)}.")
+        if not images.isfinite().all():
+            raise SettingError("Whitening.fit got images with NaN or infinite values.")
+        moments = torch.zeros(channels * size * size, channels * size * size, dtype=torch.float64, device=images.device)
+        for part in images.split(max(1, _PIXELS_AT_A_TIME // images[0].numel())):
+            patches = part.unfold(2, size, 1).unfold(3, size, 1)  # (n, C, H - 1, W - 1, 2, 2)
+            flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, len(moments)).double()
+            moments += flat.T @ flat
+        count = len(images) * (images.shape[2] - 1) * (images.shape[3] - 1)
+        variances, components = torch.linalg.eigh(moments / count)  # rising; components are columns
         filters = (components / torch.sqrt(variances + self.EPSILON)).T.reshape(-1, channels, size, size)
         self.weight.copy_(torch.cat([filters, -filters]))
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import read_json
-from vision_wrapper.recipes.recipe import Expected, Recipe
+from vision_wrapper.recipes.recipe import TEXTS, Expected, Recipe
 
 MEASURED = Path(__file__).with_name("measured.json")
-NOT_SETTINGS = {"name", "description", "published", "goal", "expected", "seed"}  # of a recipe: they change no run
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide what a run reaches, as plain values."""
-    fields = {name: value for name, value in recipe.as_dict().items() if name not in NOT_SETTINGS}
+    fields = {name: value for name, value in recipe.as_dict().items() if name not in {*TEXTS, "name", "seed"}}
     return json.loads(json.dumps(fields))
 
 

@@ -17,9 +17,13 @@ from vision_wrapper.data import augmentation
 from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models import MODELS, build_model, parameter_groups, scale_head
+from vision_wrapper.models.weights import check_group_numbers
 from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule
+from vision_wrapper.trainer.optimizers import check_lookahead
 from vision_wrapper.trainer.precision import PRECISIONS
 from vision_wrapper.trainer.views import views_of
+
+TEXTS = {"description", "published", "goal", "expected"}  # fields of a recipe that change no run
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Recipe:
     expected: Expected | None = None
 
     def __post_init__(self):
+        self._check_texts()
         self._check_numbers()
         checked_seed(self.seed)
         check_names("optimizer", [self.optimizer], OPTIMIZERS)
@@ -139,7 +144,13 @@ class Recipe:
         check_progressive_size(self.progressive_size)
         views_of(self.tta)
         _check_arguments("groups", parameter_groups, self.groups or {}, ("model", "lr", "head_scale"))
+        check_group_numbers(**(self.groups or {}))
+        if "weight_decay" in self.optimizer_args and "weight_decay" in (self.groups or {}):
+            raise SettingError("weight_decay is given twice, in optimizer_args and in groups.")
+        if self.head_scale != 1 and self.optimizer in ("adam", "adamw"):
+            raise SettingError("head_scale is for sgd and muon: the steps of Adam do not depend on a gradient's size.")
         _check_arguments("lookahead", Lookahead, self.lookahead or {}, ("optimizer",))
+        check_lookahead(**(self.lookahead or {}))
         _check_arguments("model_args", MODELS[self.model], self.model_args, ("num_classes", "in_channels"))
         if self.pretrained is not None and "weights" not in _parameters(MODELS[self.model]):
             raise SettingError(f"{self.model} has no pretrained weights; of torchvision's, resnet18 and resnet34 have.")
@@ -155,6 +166,18 @@ class Recipe:
         if not (self.expected is None or isinstance(self.expected, Expected)):
             raise SettingError(f"expected is measured, not set; got {self.expected!r}.")
 
+    def _check_texts(self) -> None:
+        optional = ("schedule", "pretrained", "tta")
+        for name in ("description", "data", "model", "optimizer", "augment", "precision", "published", *optional):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in optional):
+                raise SettingError(f"{name} must be a text, got {value!r}.")
+        goal = self.goal
+        if goal is not None and not (
+            isinstance(goal, (tuple, list)) and len(goal) == 2 and all(g is None or _is_share(g) for g in goal)
+        ):
+            raise SettingError(f"goal must be two accuracies in [0, 1], or None for one that has none; got {goal!r}.")
+
     def _check_numbers(self) -> None:
         least_one, share = (lambda v: v >= 1), (lambda v: 0 <= v < 1)
         rules = {
@@ -163,7 +186,7 @@ class Recipe:
             "accumulate": (int, least_one, "a whole number of at least 1"),
             "schedule_epochs": (int, lambda v: v >= self.epochs, "a whole number of at least `epochs`, or None"),
             "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
-            "head_scale": (float, lambda v: 0 < v < math.inf, "a positive number"),
+            "head_scale": (float, lambda v: 1e-3 <= v <= 1e3, "a number from 0.001 to 1000"),
             "freeze_epochs": (int, lambda v: 0 <= v < self.epochs, "a whole number of epochs, less than `epochs`"),
             "size": (int, least_one, "a whole number of pixels, or None"),
             "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
@@ -190,22 +213,25 @@ class Recipe:
         if settings and settings.keys() != {"seed"}:
             settings = {"expected": None, **settings}  # it was measured with other settings
         epochs = settings.get("epochs", self.epochs)
-        if isinstance(epochs, int) and epochs > 0 and epochs != self.epochs and "schedule_args" not in settings:
-            share = epochs / self.epochs
-            arguments = dict(self.schedule_args)
-            for name in ("peak_epoch", "warm_up_epochs"):
-                if arguments.get(name) is not None:
-                    arguments[name] = arguments[name] * share
-            if "milestones" in arguments:
-                arguments["milestones"] = sorted({max(1, round(m * share)) for m in arguments["milestones"]})
-            settings["schedule_args"] = arguments
-            if self.schedule_epochs is not None and "schedule_epochs" not in settings:
-                settings["schedule_epochs"] = max(epochs, round(self.schedule_epochs * share))
-            if "progressive_size" not in settings:
-                settings["progressive_size"] = tuple((first * share, part) for first, part in self.progressive_size)
-            if "freeze_epochs" not in settings:
-                settings["freeze_epochs"] = min(epochs - 1, math.ceil(self.freeze_epochs * share))
+        if isinstance(epochs, int) and epochs > 0 and epochs != self.epochs:
+            settings = {**self._scaled(epochs), **settings}
         return replace(self, **settings)
+
+    def _scaled(self, epochs: int) -> dict[str, Any]:
+        """What counts in epochs, for another number of them."""
+        share, arguments = epochs / self.epochs, dict(self.schedule_args)
+        for name in ("peak_epoch", "warm_up_epochs"):
+            if arguments.get(name) is not None:
+                arguments[name] = arguments[name] * share
+        if "milestones" in arguments:
+            arguments["milestones"] = sorted({max(1, round(m * share)) for m in arguments["milestones"]})
+        planned = self.schedule_epochs
+        return {
+            "schedule_args": arguments,
+            "schedule_epochs": None if planned is None else max(epochs, round(planned * share)),
+            "progressive_size": tuple((first * share, part) for first, part in self.progressive_size),
+            "freeze_epochs": min(epochs - 1, math.ceil(self.freeze_epochs * share)),
+        }
 
     @property
     def watches(self) -> str:
@@ -235,7 +261,9 @@ class Recipe:
             arguments["fused"] = True
         parameters: Any = model.parameters()
         if self.groups is not None or self.head_scale != 1:
-            parameters = parameter_groups(model, self.lr, head_scale=self.head_scale, **(self.groups or {}))
+            decay = arguments.get("weight_decay", _parameters(make)["weight_decay"].default)
+            groups = {"weight_decay": decay, **(self.groups or {})}
+            parameters = parameter_groups(model, self.lr, head_scale=self.head_scale, **groups)
         try:
             optimizer = make(parameters, lr=self.lr, **arguments)
         except (TypeError, ValueError) as error:
@@ -260,6 +288,10 @@ class Recipe:
             return schedule
         planned = self.schedule_epochs
         return replace(schedule, build=lambda optimizer, epochs, steps: schedule.build(optimizer, planned, steps))
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vision_wrapper._files import PathLike, read_json
+from vision_wrapper._files import PathLike
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
 from vision_wrapper.recipes.recipe import Recipe
-from vision_wrapper.recipes.run import run
+from vision_wrapper.recipes.run import read_results, run, source_of
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback
 
@@ -77,6 +77,13 @@ class Comparison:
 
     a: Repeats
     b: Repeats
+
+    def __post_init__(self):
+        if self.a.seeds != self.b.seeds or self.a.test_images != self.b.test_images:
+            raise SettingError(
+                f"Only runs of the same seeds and test images can be paired: {self.a.seeds} on {self.a.test_images} "
+                f"images, {self.b.seeds} on {self.b.test_images}."
+            )
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -144,8 +151,8 @@ def repeat(
 
     Raises what `run` raises, and `SettingError` for seeds that cannot be.
     """
-    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    chosen = _checked_seeds(seeds)
+    plan, chosen = _plan(recipe, settings), _checked_seeds(seeds)
+    source_of(plan, data)
     base = Path("runs") / f"{plan.name}-seeds" if out is None else Path(out)
     folders = []
     for seed in chosen:
@@ -173,7 +180,11 @@ def compare(
     Arguments and errors as in `repeat`; `settings` change both. Two recipes of one name, such as one and a changed copy
     of it, need an `out`, in which the second one's folder gets "-b".
     """
-    plans = [RECIPES[recipe] if isinstance(recipe, str) else recipe for recipe in (a, b)]
+    plans = [_plan(recipe, settings) for recipe in (a, b)]  # what cannot be is said before anything is trained
+    _checked_seeds(seeds)
+    sources = [source_of(plan, data) for plan in plans]
+    if data is None and sources[0] != sources[1]:
+        raise SettingError(f"The recipes are for {sources[0]} and {sources[1]}: pass data=, for both.")
     names = [plan.name for plan in plans]
     if names[0] == names[1]:
         if out is None:
@@ -181,15 +192,21 @@ def compare(
         names[1] += "-b"
     base = Path("runs") if out is None else Path(out)
     first, second = (
-        repeat(plan, seeds, data, root, base / f"{name}-seeds", callbacks=callbacks, device=device, **settings)
+        repeat(plan, seeds, data, root, base / f"{name}-seeds", callbacks=callbacks, device=device)
         for plan, name in zip(plans, names, strict=True)
     )
     return Comparison(first, second)
 
 
+def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
+    if "seed" in settings:
+        raise SettingError("The seeds are given by seeds=, such as seeds=[7].")
+    return (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+
+
 def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
     """The figures of finished run folders, one a seed."""
-    results = [read_json(folder / "results.json") for folder in folders]
+    results = [read_results(folder) for folder in folders]
     averaged = [result["tta_accuracy"] for result in results]
     return Repeats(
         plan,
@@ -222,9 +239,12 @@ def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
         if seeds < 1:
             raise SettingError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}.")
         return tuple(range(seeds))
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or len(set(seeds)) != len(seeds):
+    if not isinstance(seeds, Sequence) or isinstance(seeds, (str, bytes)) or not seeds or None in seeds:
         raise SettingError(f"seeds must be a number of seeds, or a list of different ones, got {seeds!r}.")
-    return tuple(checked_seed(seed) for seed in seeds)
+    chosen = tuple(checked_seed(seed) for seed in seeds)
+    if len(set(chosen)) != len(chosen):
+        raise SettingError(f"seeds must be different, got {seeds!r}.")
+    return chosen
 
 
 def _seeds(seeds: Sequence[int]) -> str:

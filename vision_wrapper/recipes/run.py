@@ -38,7 +38,7 @@ from vision_wrapper.errors import (
     VisionWrapperError,
 )
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.recipe import TEXTS, Recipe
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Run, Trainer
 
@@ -100,7 +100,7 @@ def run(
             at work in it.
     """
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    source = _source(plan, data)
+    source = source_of(plan, data)
     images, loaders = _load(plan, source, root, skip_unreadable)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = _identity(plan, source, root, skip_unreadable)
@@ -113,9 +113,10 @@ def run(
         with exclusive(folder / ".lock"), preserve_random_states():
             remove_leftovers(folder)
             seed_generators(plan.seed)
-            trainer = _trainer(plan, images, loaders, callbacks, device)
+            begun = (folder / "last.ckpt").exists()
+            trainer = _trainer(plan, images, loaders, callbacks, device, begun)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
-    except VisionWrapperError:
+    except Exception:
         if made and not (folder / "last.ckpt").exists():
             _empty(folder)  # nothing was trained: nothing half-made stays
         raise
@@ -127,8 +128,10 @@ def _trainer(
     loaders: Loaders,
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
+    begun: bool = False,
 ) -> Trainer:
-    model, pretrained = _model(plan, len(images.classes))
+    """The recipe's trainer; of a run that has `begun`, the checkpoint has the weights."""
+    model, pretrained = _model(replace(plan, pretrained=None) if begun else plan, len(images.classes))
     if plan.whiten:
         _whiten(model, loaders)
     trainer = Trainer(
@@ -141,17 +144,17 @@ def _trainer(
         ema=plan.ema,
         accumulate=plan.accumulate,
     )
-    if plan.freeze_epochs:
-        trainer.callbacks.append(FreezeBody(plan.freeze_epochs if pretrained else 0))
+    if plan.freeze_epochs:  # before the user's: a checkpoint knows callbacks by their place
+        trainer.callbacks.insert(0, FreezeBody(plan.freeze_epochs if pretrained else 0))
     return trainer
 
 
 def _model(plan: Recipe, classes: int) -> tuple[nn.Module, bool]:
     """The recipe's network, and whether it has its pretrained weights; without them, where they cannot be had."""
     try:
-        return plan.build_model(classes), plan.pretrained is not None
+        return plan.build_model(classes), bool(plan.pretrained or plan.model_args.get("weights"))
     except DataNotFoundError as error:
-        if plan.pretrained is None:
+        if plan.pretrained is None or Path(plan.pretrained).suffix:  # somebody's own file, which should be there
             raise
         warnings.warn(f"Training begins from random weights, which takes many more images: {error}", stacklevel=4)
         return replace(plan, pretrained=None).build_model(classes), False
@@ -171,7 +174,7 @@ def _train(
     plan: Recipe, images: ImageData, loaders: Loaders, folder: Path, trainer: Trainer, checkpoint_seconds: float
 ) -> Result:
     best = _BestClassifier(folder / "best.safetensors", loaders)
-    trainer.callbacks += [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
+    trainer.callbacks[:0] = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
     curve = _lr_curve(plan, trainer, loaders, folder)
     schedule = plan.build_schedule(None if curve is None else curve.suggestion)
     history = trainer.fit(
@@ -350,14 +353,14 @@ def find_lr(
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    images, loaders = _load(plan, _source(plan, data), root)
+    images, loaders = _load(plan, source_of(plan, data), root)
     with preserve_random_states():
         seed_generators(plan.seed)
         return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
 
 
-def _source(plan: Recipe, data: Any) -> Any:
-    """The data to train on: those given, or the recipe's own."""
+def source_of(plan: Recipe, data: Any) -> Any:
+    """The data to train on: those given, or the recipe's own. Raises `SettingError` where it has none."""
     if data is None and not plan.data:
         raise SettingError(f"The recipe {plan.name!r} is for your own images: pass data=FOLDER, or --data FOLDER.")
     return plan.data if data is None else data
@@ -447,10 +450,11 @@ def _differences(there: Any, here: dict[str, Any]) -> list[str]:
     if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
         return ["recipe.json holds no recipe"]
     kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
+    defaults = json.loads(json.dumps(Recipe("default", "").as_dict()))  # of fields that came after a run
     return [
-        f"{name}: {kept.get(name)!r} there, {value!r} here"
+        f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
         for name, value in wanted.items()
-        if kept.get(name) != value and name != "expected"
+        if kept.get(name, defaults.get(name)) != value and name not in TEXTS
     ]
 
 
@@ -474,8 +478,17 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
         source=loaders.test.split,
         preprocess=loaders.preprocess,
     )
-    results = read_json(folder / "results.json")
-    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, results["tta_accuracy"])
+    averaged = read_results(folder)["tta_accuracy"]
+    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, averaged)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run. Raises `DamagedFileError` for anything else."""
+    results, needed = read_json(folder / "results.json"), {"accuracy", "images_per_second", "test_images"}
+    numbers = isinstance(results, dict) and all(isinstance(results.get(name), (int, float)) for name in needed)
+    if not numbers or not isinstance(results.get("tta_accuracy", ""), (int, float, type(None))):
+        raise DamagedFileError(f"{folder / 'results.json'} does not hold the figures of a run.")
+    return results
 
 
 def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:

@@ -235,7 +235,7 @@ RECIPES: Table[Recipe] = Table(
                 label_smoothing=0.2,
                 drop_last=True,
                 tta="flip_shift",
-                published="94.01% with averaging, 200 runs of 0.29 PFLOP (airbench94_muon, whose settings these are)",
+                published="94.01% with averaging, 200 runs of 0.29 PFLOP (airbench94_muon, which it is modelled on)",
                 goal=(None, 0.94),
             ),
         )

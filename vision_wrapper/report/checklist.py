@@ -74,7 +74,7 @@ def _one_cycle(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[s
     if peak is not None:
         rates = [row["lr"] for row in rows]
         reached = rates.index(max(rates)) + 1
-        kept = peak - 1 < reached <= math.ceil(peak) + 1
+        kept = max(1, math.floor(peak)) <= reached <= max(1, math.ceil(peak))  # the history has the last rates
         yield Promise(
             _state(kept), f"the rate peaks at epoch {peak:g}", f"the highest rate was at the end of {reached}"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vision_wrapper._files import PathLike
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper.errors import MissingPackageError, SettingError
-from vision_wrapper.models import freeze, unfreeze
+from vision_wrapper.models import freeze
 from vision_wrapper.trainer.history import COLUMNS, History
 
 if TYPE_CHECKING:
@@ -167,21 +167,29 @@ class FreezeBody(Callback):
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise SettingError(f"epochs must be a whole number of at least 0, got {epochs!r}.")
         self.epochs = epochs
+        self._before: list[tuple[Any, str, bool]] = []  # what was frozen and in eval mode before
 
     def on_fit_start(self, run: Run) -> None:
         """Freeze, before the first batch is looked at."""
         if run.epoch < self.epochs:
-            freeze(run.trainer.model)
+            model = run.trainer.model
+            self._before = [(p, "requires_grad", p.requires_grad) for p in model.parameters()]
+            self._before += [(module, "training", module.training) for module in model.modules()]
+            freeze(model)
 
     def on_epoch_start(self, run: Run) -> None:
         """Thaw when the time has come."""
-        if run.epoch == self.epochs and self.epochs:
-            unfreeze(run.trainer.model)
+        if run.epoch == self.epochs:
+            self._thaw()
 
     def on_fit_end(self, run: Run) -> None:
-        """Leave nothing frozen."""
-        if self.epochs:
-            unfreeze(run.trainer.model)
+        """Leave nothing frozen that was not."""
+        self._thaw()
+
+    def _thaw(self) -> None:
+        for owner, name, value in self._before:
+            setattr(owner, name, value)
+        self._before = []
 
     def state_dict(self) -> dict[str, Any]:
         """How long the body stays frozen."""

@@ -18,6 +18,7 @@ from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunErr
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.history import History
+from vision_wrapper.trainer.optimizers import Lookahead
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer, _Fit
@@ -173,6 +174,9 @@ def _check_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> N
     check_fits(trainer.model.state_dict(), state["model"], str(path))
     groups = [len(group["params"]) for group in trainer.optimizer.param_groups]
     kept = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    if ("lookahead" in state["optimizer"]) != isinstance(trainer.optimizer, Lookahead):
+        there = "with" if "lookahead" in state["optimizer"] else "without"
+        raise OtherModelError(f"{path} is of an optimizer {there} Lookahead, unlike this one.")
     if groups != kept:
         raise OtherModelError(f"{path} has an optimizer with groups of {kept} parameters, this one has {groups}.")
 

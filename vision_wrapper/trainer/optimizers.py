@@ -131,16 +131,22 @@ class Lookahead(torch.optim.Optimizer):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int = 5, share: float = 0.5):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise SettingError(f"Lookahead: steps must be a whole number of at least 1, got {steps!r}.")
-        if not 0 < share <= 1:
-            raise SettingError(f"Lookahead: share must be in (0, 1], got {share!r}.")
+        check_lookahead(steps, share)
         self.optimizer, self.steps, self.share = optimizer, steps, share
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.defaults = {**optimizer.defaults, "lookahead_steps": steps, "lookahead_share": share}
         self.param_groups, self.state = optimizer.param_groups, optimizer.state
         self._taken = 0
         self._slow: list[Tensor] | None = None  # made at the first step, when the weights lie where they are trained
+
+    def restart(self) -> None:
+        """Take the slow weights anew at the next step; a fit that begins does it, since the weights may be others."""
+        self._taken, self._slow = 0, None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the other optimizer."""
+        super().add_param_group(param_group)
+        self._slow = None  # they are of all groups
 
     def _parameters(self) -> Iterable[Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])
@@ -176,6 +182,14 @@ class Lookahead(torch.optim.Optimizer):
         self.optimizer.load_state_dict(own)
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
         self._taken, self._slow = int(kept["taken"]), slow
+
+
+def check_lookahead(steps: Any = 5, share: Any = 0.5) -> None:
+    """Raise `SettingError` for numbers that `Lookahead` cannot take."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SettingError(f"Lookahead: steps must be a whole number of at least 1, got {steps!r}.")
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise SettingError(f"Lookahead: share must be in (0, 1], got {share!r}.")
 
 
 OPTIMIZERS: Table[Callable[..., torch.optim.Optimizer]] = Table(

@@ -187,12 +187,17 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     `max_lr` None starts at the optimizer's own rates; `final_lr` is of the group with the largest.
     """
     _check_optional_rate("max_lr", max_lr)
-    if final_lr != 0:
-        _check_optional_rate("final_lr", final_lr)
+    if final_lr != 0 and not _is_rate(final_lr):
+        raise SettingError(f"final_lr must be a number of at least 0, got {final_lr!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
-        end = final_lr / max(float(group["lr"]) for group in optimizer.param_groups)
+        highest = max(float(group["lr"]) for group in optimizer.param_groups)
+        if not final_lr <= highest or not highest:
+            raise SettingError(
+                f"linear falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above."
+            )
+        end = final_lr / highest
         total = epochs * steps_per_epoch
         return torch_schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=total)
 

@@ -32,7 +32,7 @@ from vision_wrapper._state import (
 )
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import BATCH_OF_ONE, check_batch, does_not_take, has_batch_norm, shuffles
-from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
 from vision_wrapper.trainer import checkpoint as checkpoints
@@ -51,6 +51,7 @@ from vision_wrapper.trainer.checks import (
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
+from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
@@ -297,6 +298,8 @@ class Trainer:
             self._average = WeightAverage(self.model, self.ema)
         if kept is not None:
             checkpoints.restore(self, run, kept)
+        elif isinstance(self.optimizer, Lookahead):
+            self.optimizer.restart()
         if not self.model.training:
             self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
         self.optimizer.zero_grad(set_to_none=True)
@@ -505,6 +508,8 @@ class Trainer:
                         logits = averaged_logits(self._forward, inputs, views)
                 except torch.OutOfMemoryError as error:
                     raise out_of_memory(loader) from error
+                except VisionWrapperError:
+                    raise
                 except (RuntimeError, ValueError) as error:
                     raise DataError(str(does_not_take(self.model, inputs, error))) from error
                 yield logits, targets

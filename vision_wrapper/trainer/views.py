@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ def views_of(tta: Views) -> tuple[View, ...]:
     if isinstance(tta, str):
         return VIEWS[tta]
     own = [view if isinstance(view, View) else View(view) for view in tta] if isinstance(tta, Sequence) else []
-    if not own or not all(callable(view.show) and view.weight > 0 for view in own):
+    if not own or not all(callable(view.show) and _is_weight(view.weight) for view in own):
         raise SettingError(
             f"tta must be a name ({', '.join(VIEWS)}), None, or functions from a batch (N, C, H, W) to another of the "
             f"same shape; got {tta!r}."
@@ -80,8 +81,20 @@ def views_of(tta: Views) -> tuple[View, ...]:
     return tuple(own)
 
 
+def _is_weight(weight: Any) -> bool:
+    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf
+
+
+def _shown(view: View, images: Tensor) -> Tensor:
+    shown = view.show(images)
+    if not isinstance(shown, Tensor) or shown.shape != images.shape:
+        got = tuple(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
+        raise SettingError(f"A view for test-time averaging must return a batch {tuple(images.shape)}, got {got}.")
+    return shown
+
+
 def averaged_logits(forward: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View]) -> Tensor:
     """The weighted mean of the float32 logits (N, C) of all views."""
     total = sum(view.weight for view in views)
-    logits = [forward(view.show(images)).float() * (view.weight / total) for view in views]
+    logits = [forward(_shown(view, images)).float() * (view.weight / total) for view in views]
     return logits[0] if len(logits) == 1 else sum(logits[1:], logits[0])
