@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"cli"},
     {"recipes"},
-    {"report"},
+    {"demo", "report"},
     {"viz"},
     {"trainer", "classifier"},
     {"explain", "evaluation"},

@@ -170,7 +170,7 @@ def test_what_is_expected_is_of_just_these_settings(monkeypatch):
 def test_a_row_says_what_is_met_and_what_is_short():
     recipe = RECIPES["custom-resnet-fast"].changed(expected=Expected(**asdict(evidence.summarise([record(0, 0.935)]))))
     (row,) = evidence.rows({"fast": recipe})
-    assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (met)"
+    assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (met by one seed)"
     (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
     assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
 

@@ -1,18 +1,11 @@
 """The report in headless Chromium, driven by Playwright: clicks, keys, small screens, and names full of markup."""
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 from test_recipes import reduced
 
 from vision_wrapper import recipes
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 # As the folders of classes are named; a file's name is full of markup too.
 NAMES = ("<img src=x onerror=alert(1)>", "a \"b\" & 'c'", "\u05e9\u05dc\u05d5\u05dd \u202etxt")
@@ -30,15 +23,6 @@ def folder(tmp_path_factory):
                 picture.save(base / "images" / part / name / f"<b>{i}&quot;.png")
     recipe = reduced("quickstart").changed(val_fraction=0.0)
     return recipes.run(recipe, data=str(base / "images"), out=base / "run", callbacks=[]).run_dir
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -137,6 +137,30 @@ _PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _pred
 
 
 @app.command()
+def demo(
+    model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
+    port: Annotated[int, typer.Option(help="Of this machine.")] = 7860,
+) -> None:
+    """Open a local page to drop an image on.
+
+    It shows what the classifier says of it, and where it looked. Nobody but this machine sees it.
+    """
+    from vision_wrapper.demo import serve
+
+    try:
+        server = serve(model, port)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"Port {port} cannot be used ({error.strerror}): choose another with --port."
+        ) from error
+    typer.echo(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
+
+
+@app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],

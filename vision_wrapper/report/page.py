@@ -34,7 +34,7 @@ def write(run_dir: PathLike) -> Path:
         "Checklist": part(lambda: _checklist(run)),
         "Curves": _pictures(run, ("history", "learning_rate")) + _optional_picture(run, "lr_curve"),
         "Data": _pictures(run, ("samples", "class_distribution")),
-        "Confusion matrix": part(lambda: _confusion(run.predictions)) + _pictures(run, ("confusion_matrix",)),
+        "Confusion matrix": part(lambda: _confusion(run)),
         "Accuracy of each class": part(lambda: _classes(run.predictions)) + _pictures(run, ("per_class",)),
         "Calibration": part(lambda: _calibration(run.predictions)) + _pictures(run, ("reliability",)),
         "Mistakes": part(lambda: _browser(run)),
@@ -132,11 +132,11 @@ def _checklist(run: RunFolder) -> str:
     return f"<div class=wide><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
-def _confusion(predictions: Predictions) -> str:
-    """A table whose off-diagonal cells show their images."""
-    classes = predictions.classes
+def _confusion(run: RunFolder) -> str:
+    """A table whose off-diagonal cells show their images; of many classes, the figure."""
+    predictions, classes = run.predictions, run.predictions.classes
     if len(classes) > MOST_CLASSES:
-        return f"<p>{len(classes)} classes are too many for a table; the browser of mistakes filters by class.</p>"
+        return _pictures(run, ("confusion_matrix",))
     matrix = predictions.confusion_matrix()
     head = "".join(f"<th scope=col>{name_of(name)}</th>" for name in classes)
     rows = []
