@@ -78,6 +78,18 @@ def test_what_is_no_image_is_said_without_a_path(server, file):
     assert ask(server, "POST", "/elsewhere", png())[0] == 400 and ask(server, "GET", "/etc/passwd")[0] == 404
 
 
+def test_what_is_too_large_is_said(server, monkeypatch):
+    from vision_wrapper import demo
+
+    monkeypatch.setattr(demo, "LARGEST_UPLOAD", 2_000_000)
+    status, content = ask(server, "POST", "/predict", b"x" * 2_000_001)
+    assert status == 400 and "at most 2,000,000 bytes" in json.loads(content)["error"]
+    with socket.create_connection(server.server_address, timeout=30) as raw:
+        host = f"127.0.0.1:{server.server_address[1]}"
+        raw.sendall(f"POST /predict HTTP/1.0\r\nHost: {host}\r\nContent-Length: abc\r\n\r\n".encode())
+        assert b" 400 " in raw.recv(1000)
+
+
 def test_it_answers_its_own_machine_alone(server):
     assert server.server_address[0] == "127.0.0.1"
     assert ask(server, "GET", "/")[0] == 200
@@ -108,6 +120,9 @@ def test_a_port_that_is_taken_is_said(file, tmp_path):
         taken.listen()
         said = command("demo", file, "--port", taken.getsockname()[1], cwd=tmp_path, expect=2)
     assert "choose another with --port" in said
+    said = command("demo", "nofile.safetensors", cwd=tmp_path, expect=2)
+    assert "nofile.safetensors" in said and "--port" not in said
+    assert "65535" in command("demo", file, "--port", 70000, cwd=tmp_path, expect=2)
 
 
 def test_the_page_shows_names_as_text(server, browser, tmp_path):

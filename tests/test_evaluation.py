@@ -307,12 +307,26 @@ def test_a_temperature_takes_over_confidence_away_and_changes_no_decision():
     assert calm.calibration().ece < 0.03 < boastful.calibration().ece
     assert calm.negative_log_likelihood() < boastful.negative_log_likelihood()
     assert torch.equal(calm.predicted, boastful.predicted) and calm.accuracy() == boastful.accuracy()
-    assert 0.05 <= Predictions(np.eye(3), [0, 1, 2]).fit_temperature() < 0.06  # all right: as sure as allowed
+    right = Predictions(np.eye(3)[np.arange(30) % 3], np.arange(30) % 3)  # all of them: not surer than 31 of 32
+    assert float(right.at_temperature(right.fit_temperature()).probabilities.amax()) == pytest.approx(31 / 32, abs=1e-3)
     for wrong in (0, -1, float("inf"), float("nan"), "hot", True):
         with pytest.raises(SettingError, match="temperature must be"):
             boastful.at_temperature(wrong)
     with pytest.raises(DataError, match="without samples"):
         Predictions(np.zeros((0, 2)), []).fit_temperature()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_temperature_from_nearly_perfect_images_does_not_harm(seed):
+    """Held-out images that are all right, and test images of the same kind of which some are not."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 10, 1140)
+    logits = rng.normal(0, 1, (1140, 10)) + 8 * np.eye(10)[targets]
+    logits[140:150] = rng.normal(0, 2, (10, 10))
+    held_out, test = Predictions(logits[:140], targets[:140]), Predictions(logits[140:], targets[140:])
+    assert held_out.accuracy() == 1
+    better = test.at_temperature(held_out.fit_temperature()).negative_log_likelihood()
+    assert better < test.negative_log_likelihood() + 0.02
 
 
 def test_changed_labels_are_suspected():

@@ -149,6 +149,90 @@ def test_full_gradients_are_complete(make_model):
     assert torch.allclose(total, chosen, atol=1e-8)
 
 
+class InPlace(nn.Module):
+    """A functional ReLU that overwrites what the norm gave, as in torchvision's DenseNet."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.inplace = inplace
+
+    def forward(self, x):
+        x = nn.functional.relu(self.bn(self.conv(x)), inplace=self.inplace)
+        return self.fc(x.mean((2, 3)))
+
+
+def in_place(inplace):
+    torch.manual_seed(0)
+    model = InPlace(inplace).eval()
+    with torch.no_grad():
+        model.bn.running_mean.normal_()
+    return model
+
+
+def with_statistics(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+    return model.eval()
+
+
+def unit(values):
+    """Absolute values (N, C, h, w), each image's from 0 to 1."""
+    values = values.abs()
+    low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
+    return (values - low) / (high - low)
+
+
+@pytest.mark.parametrize(
+    "make_model", [make, lambda: with_statistics(resnet18(num_classes=4)), lambda: in_place(False)]
+)
+def test_full_grad_is_its_definition(make_model):
+    """Written out with a gradient at a zero that is added to each layer's output."""
+    torch.manual_seed(2)
+    model, images = make_model(), inputs().requires_grad_()
+    added, biases = [], []
+
+    def add_zero(module, args, output):
+        bias = explain._bias_of(module)
+        if bias is None or output.ndim != 4:
+            return None
+        added.append(torch.zeros_like(output).requires_grad_())
+        biases.append(bias)
+        return output + added[-1]
+
+    handles = [m.register_forward_hook(add_zero) for m in model.modules() if not list(m.children())]
+    gradients = torch.autograd.grad(model(images)[range(5), TARGETS].sum(), [images, *added])
+    for handle in handles:
+        handle.remove()
+    total = unit(gradients[0] * images).sum(1)
+    assert len(biases) > 1
+    for bias, gradient in zip(biases, gradients[1:], strict=True):
+        maps = unit(gradient * bias.view(1, -1, 1, 1)).sum(1, keepdim=True)
+        total = total + nn.functional.interpolate(maps, (16, 16), mode="bilinear")[:, 0]
+    low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
+    expected = ((total - low) / (high - low)).detach().numpy()
+    np.testing.assert_allclose(explain.cam(model, inputs(), TARGETS, method="fullgrad").maps[0], expected, atol=1e-3)
+
+
+def test_full_grad_of_outputs_that_are_changed_in_place():
+    maps = [explain.cam(in_place(inplace), inputs(), TARGETS, method="fullgrad").maps for inplace in (False, True)]
+    np.testing.assert_allclose(*maps, atol=1e-6)
+
+
+def test_full_grad_refuses_biases_it_does_not_know():
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    with pytest.raises(SettingError, match="not those of LayerNorm"):
+        explain.cam(ChannelsLast(), inputs(), TARGETS, method="fullgrad")
+
+
 def test_full_grad_is_of_all_layers():
     model = make()
     cams = explain.cam(model, inputs(), TARGETS, method="fullgrad")
@@ -254,3 +338,20 @@ def test_trust_of_what_cannot_be():
         explain.trust(make(), inputs(), TARGETS, steps=0)
     with pytest.raises(SettingError, match="at least one image"):
         explain.trust(make(), inputs()[:0], [])
+
+
+def test_a_network_that_keeps_its_outputs_can_be_checked():
+    class Keeping(type(make())):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    torch.manual_seed(0)
+    model = Keeping().eval()
+    model(inputs())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert explain.trust(model, inputs(), TARGETS, steps=2).randomised.shape == (5,)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.inference_mode():
+        born_there = make()
+        assert explain.trust(born_there, inputs(), TARGETS, steps=2).randomised.shape == (5,)

@@ -127,7 +127,7 @@ def test_a_missing_or_damaged_part_is_said(run, tmp_path, name):
         damage(copy / name)
         page = report.write(copy).read_text()
         assert page.rstrip().endswith("</html>")
-        assert "Not available" in page or "jpg" in name
+        assert "Not available" in page and ("gallery" in name) == ("<td><button" not in page)
         report.write_markdown(copy)
 
 
@@ -163,8 +163,9 @@ def test_the_assignments_promises_are_checked():
 def test_a_result_far_below_the_expected_one_is_said():
     predictions = vw.Predictions(np.eye(2)[[0] * 100], [0] * 80 + [1] * 20)
     for accuracy, spread, state in ((0.81, 0.01, "kept"), (0.88, 0.01, "broken"), (0.88, None, "kept")):
-        recipe = plan(expected={"accuracy": accuracy, "spread": spread, "seeds": 5})
-        assert checklist(recipe, rows(0.1, 0.1, 0.1), predictions, None)[-1].state == state
+        recipe = plan(expected={"accuracy": accuracy, "spread": spread, "seeds": 5, "data": "cifar10"})
+        assert checklist(recipe, rows(0.1, 0.1, 0.1), predictions, None, "cifar10")[-1].state == state
+        assert "as measured before" not in str(checklist(recipe, rows(0.1, 0.1, 0.1), predictions, None, "photos"))
 
 
 # ---- how to repeat it
@@ -184,6 +185,22 @@ def test_the_command_repeats_the_run(image_folder, tmp_path, monkeypatch):
     command(*words[1:], "--out", "again", cwd=tmp_path)
     kept, again = (np.load(tmp_path / name / "predictions.npz")["logits"] for name in ("first", "again"))
     assert np.array_equal(kept, again)
+
+
+def test_what_a_command_cannot_repeat_is_said(run):
+    said = (run / "report.html").read_text().split("<h2>Repeat this run</h2>")[1]
+    assert "passed as arrays" in said and "--data arrays" not in said
+
+
+def test_the_command_has_the_root_and_what_was_left_out(run, tmp_path):
+    from vision_wrapper.report.sources import open_run
+
+    copy = shutil.copytree(run, tmp_path / "run")
+    identity = json.loads((copy / "recipe.json").read_text())
+    identity.update(data="digits", root="/somewhere else", skip_unreadable=True)
+    (copy / "recipe.json").write_text(json.dumps(identity))
+    said = open_run(copy).command()
+    assert "--root '/somewhere else'" in said and "--skip-unreadable" in said
 
 
 def test_an_own_recipe_is_repeated_by_python(image_folder, tmp_path, monkeypatch):

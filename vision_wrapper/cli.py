@@ -103,10 +103,10 @@ def predict(
     for file in files:
         try:
             (prediction,) = classifier.predict([file])
-            typer.echo(line_of(file, prediction, classifier.classes))
+            typer.echo(_printable(line_of(file, prediction, classifier.classes)))
         except VisionWrapperError as error:
             failed += 1
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(_printable(f"error: {error}"), err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -129,8 +129,13 @@ def _prediction_json(file: Path, prediction: Any, classes: Any) -> str:
 
 def _csv_line(cells: list[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # with another one, line breaks would not be quoted
+    return text.getvalue().removesuffix("\r\n")
+
+
+def _printable(text: str) -> str:
+    """A file's name need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json}
@@ -139,16 +144,18 @@ _PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _pred
 @app.command()
 def demo(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
-    port: Annotated[int, typer.Option(help="Of this machine.")] = 7860,
+    port: Annotated[int, typer.Option(help="Of this machine.", min=0, max=65535)] = 7860,
 ) -> None:
     """Open a local page to drop an image on.
 
     It shows what the classifier says of it, and where it looked. Nobody but this machine sees it.
     """
+    from vision_wrapper import load_classifier
     from vision_wrapper.demo import serve
 
+    classifier = load_classifier(model)
     try:
-        server = serve(model, port)
+        server = serve(classifier, port)
     except OSError as error:
         raise typer.BadParameter(
             f"Port {port} cannot be used ({error.strerror}): choose another with --port."

@@ -66,15 +66,18 @@ def _data_uri(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def serve(model: str | Path, port: int = 7860) -> ThreadingHTTPServer:
-    """A server of the page for a classifier file, not yet running: call its `serve_forever()`.
+def serve(model: Classifier | str | Path, port: int = 7860) -> ThreadingHTTPServer:
+    """A server of the page for a classifier or its file, not yet running: call its `serve_forever()`.
 
     It answers this machine alone. `port` 0 takes a free one, which is in `server_address`. Raises what
     `load_classifier` raises, and `OSError` where the port is taken.
     """
-    classifier, one_at_a_time = load_classifier(model), Lock()
+    classifier = model if isinstance(model, Classifier) else load_classifier(model)
+    one_at_a_time = Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 30  # seconds for an upload that stalls
+
         def do_GET(self) -> None:
             if not self._is_for_us():
                 return
@@ -86,8 +89,9 @@ def serve(model: str | Path, port: int = 7860) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             if not self._is_for_us():
                 return
-            length = int(self.headers.get("Content-Length") or 0)
+            length = self._length()
             if self.path != "/predict" or not 0 < length <= LARGEST_UPLOAD:
+                self._discard(length)
                 self._answer(400, _json({"error": f"An image of at most {LARGEST_UPLOAD:,} bytes is expected."}))
                 return
             try:
@@ -97,6 +101,19 @@ def serve(model: str | Path, port: int = 7860) -> ThreadingHTTPServer:
                 self._answer(200, _json(found))
             except VisionWrapperError as error:
                 self._answer(422, _json({"error": str(error).replace(tempfile.gettempdir(), "")}))
+            except (MemoryError, RuntimeError) as error:
+                self._answer(500, _json({"error": f"The image could not be classified: {type(error).__name__}."}))
+
+        def _length(self) -> int:
+            text = self.headers.get("Content-Length") or "0"
+            return int(text) if text.isascii() and text.isdigit() else 0
+
+        def _discard(self, length: int) -> None:
+            """Read what is refused, a part at a time, so that whoever sends it hears the answer; not without end."""
+            left = min(length, 10 * LARGEST_UPLOAD)
+            while left > 0:
+                part = self.rfile.read(min(left, 2**20))
+                left = left - len(part) if part else 0
 
         def _is_for_us(self) -> bool:
             """Refuse pages of other hosts, whose names may be made to mean this machine."""

@@ -347,6 +347,9 @@ class Predictions:
         It makes the probabilities fit how often the model is right, and changes no decision (Guo et al. 2017,
         arXiv:1706.04599). Fit it on validation predictions, never on those it is judged by. Between 0.05 and 20.
 
+        The true class counts as (N + 1) / (N + 2) and not as 1 (Platt 1999): that N samples are all right does not show
+        that every one will be.
+
         Raises:
             DataError: there are no samples.
         """
@@ -354,10 +357,12 @@ class Predictions:
             raise DataError("A temperature cannot be fitted without samples.")
         from scipy.optimize import minimize_scalar
 
-        logits = self.logits.double()
+        logits, classes = self.logits.double(), len(self.classes)
+        unsure = classes / (classes - 1) / (len(self) + 2) if classes > 1 else 0.0  # as torch spreads it over all
 
         def loss(log_temperature: float) -> float:
-            return float(torch.nn.functional.cross_entropy(logits / math.exp(log_temperature), self.targets))
+            scaled = logits / math.exp(log_temperature)
+            return float(torch.nn.functional.cross_entropy(scaled, self.targets, label_smoothing=min(unsure, 1.0)))
 
         found = minimize_scalar(loss, bounds=tuple(map(math.log, TEMPERATURES)), method="bounded")
         return math.exp(float(found.x))

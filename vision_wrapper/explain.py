@@ -488,10 +488,17 @@ def _full_gradients(net: nn.Module, images: Tensor, targets: list[int]) -> tuple
     """
     outputs: list[tuple[Tensor, Tensor]] = []  # bias (C,), output (N, C, h, w)
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
         bias = _bias_of(module)
-        if bias is not None and isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad:
-            outputs.append((bias, output))
+        if bias is None or not isinstance(output, Tensor) or output.ndim != 4 or not output.requires_grad:
+            return None
+        if not isinstance(module, _CHANNELS_FIRST):
+            raise SettingError(
+                f"fullgrad knows the biases of convolutions and norms over (N, C, H, W), not those of "
+                f"{type(module).__name__} in this network. Choose another method."
+            )
+        outputs.append((bias, output))
+        return output.clone()  # what follows may change it in place
 
     images = images.detach().clone().requires_grad_()
     handles = [module.register_forward_hook(keep) for _, module in _layers(net)]
@@ -509,6 +516,9 @@ def _full_gradients(net: nn.Module, images: Tensor, targets: list[int]) -> tuple
     evidence = total.detach().float().cpu().numpy()
     low, high = evidence.min((1, 2), keepdims=True), evidence.max((1, 2), keepdims=True)
     return _without_the_empty((evidence - low) / np.maximum(high - low, 1e-12), evidence.reshape(len(images), -1))
+
+
+_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 def _bias_of(module: nn.Module) -> Tensor | None:
@@ -608,8 +618,8 @@ def trust(
         raise SettingError("trust needs at least one image.")
     name = None if layer is None else _layer_names(model, layer)[0]
     found = cam(model, images, targets, name, method)
-    shuffled = _shuffled(model, seed)
-    others = cam(shuffled, images, targets, None if method == "fullgrad" else found.layers[0], method)
+    with _shuffled(model, seed) as shuffled:
+        others = cam(shuffled, images, targets, None if method == "fullgrad" else found.layers[0], method)
     with _borrowed(model, images) as (net, inputs), torch.no_grad():
         size = (MIN_SIDE, MIN_SIDE) if method == "fullgrad" else _probe_size(net, inputs, found.layers[0])
         chosen = torch.as_tensor(targets).cpu().long()
@@ -630,15 +640,20 @@ def _probe_size(net: nn.Module, images: Tensor, layer: str) -> tuple[int, int]:
     return size
 
 
-def _shuffled(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose weights have changed places within each tensor: the same numbers, nothing learned."""
-    other = copy.deepcopy(_plain(model))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view(parameter.shape))
-    return other
+@contextmanager
+def _shuffled(model: nn.Module, seed: int) -> Iterator[nn.Module]:
+    """For a while, the network with weights that have changed places within each tensor: nothing it learned is left."""
+    net, generator = _plain(model), torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False), ExitStack() as stack:
+        if any(tensor.is_inference() for tensor in [*net.parameters(), *net.buffers()]):
+            net = copy.deepcopy(net)
+        else:
+            stack.enter_context(preserve_state(net))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view(parameter.shape))
+        yield net
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

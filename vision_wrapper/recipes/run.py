@@ -228,7 +228,7 @@ def _changes(plan: Recipe) -> dict[str, Any] | None:
     if plan.name not in RECIPES:
         return None
     base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
-    told = {"seed", "expected"}
+    told = {"seed", "expected", "data"}
     # Given with other epochs, these would be scaled.
     scaled = {"schedule_args", "schedule_epochs", "progressive_size", "freeze_epochs"}
     always = scaled if base["epochs"] != fields["epochs"] else set()

@@ -20,7 +20,11 @@ class Promise(NamedTuple):
 
 
 def checklist(
-    recipe: dict[str, Any], rows: list[dict[str, Any]], predictions: Predictions | None, curve: dict[str, Any] | None
+    recipe: dict[str, Any],
+    rows: list[dict[str, Any]],
+    predictions: Predictions | None,
+    curve: dict[str, Any] | None,
+    data: str = "",
 ) -> list[Promise]:
     """The promises of a recipe that a run can be checked by.
 
@@ -29,6 +33,7 @@ def checklist(
         rows: of the history.
         predictions: of the test set, or None.
         curve: of the LR finder, as in lr_curve.json, or None.
+        data: the name of the data set, or the folder.
     """
     return [
         *_epochs(recipe, rows),
@@ -36,7 +41,7 @@ def checklist(
         *_one_cycle(recipe, rows, curve),
         *_order(predictions),
         *_augmentation(recipe),
-        *_expected(recipe, predictions),
+        *_expected(recipe, predictions, data),
     ]
 
 
@@ -108,10 +113,10 @@ def _augmentation(recipe: dict[str, Any]) -> Iterator[Promise]:
         )
 
 
-def _expected(recipe: dict[str, Any], predictions: Predictions | None) -> Iterator[Promise]:
-    """Three standard deviations of seeds, or, of one seed, of the test set."""
+def _expected(recipe: dict[str, Any], predictions: Predictions | None, data: str) -> Iterator[Promise]:
+    """Three standard deviations of seeds, or, of one seed, of the test set; of other data nothing is expected."""
     found = recipe.get("expected")
-    if found is None or predictions is None:
+    if found is None or predictions is None or found["data"] != data:
         return
     chance = math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / max(len(predictions), 1))
     allowed = 3 * (found["spread"] or chance)

@@ -97,7 +97,8 @@
       pictures.push(labelled(picture("predicted", m.cam, wide), m.cam_empty[0] ? "for the predicted class: no evidence" : "evidence for the predicted class"));
       pictures.push(labelled(picture("true", m.cam, wide), m.cam_empty[1] ? "for the true class: no evidence" : "evidence for the true class"));
     }
-    document.getElementById("enlarged-title").textContent = `${data.classes[m.target]}, taken for ${data.classes[m.predicted]}`;
+    document.getElementById("enlarged-title").replaceChildren(
+      element("bdi", data.classes[m.target]), ", taken for ", element("bdi", data.classes[m.predicted]));
     document.getElementById("enlarged-pictures").replaceChildren(...pictures);
     const facts = [
       ["Index", m.index], ["From", m.origin], ["Confidence", percent(m.confidence)], ["Loss", m.loss.toFixed(3) + " nats"],

@@ -41,16 +41,17 @@ def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, trai
     assert predictions.source is not None and predictions.preprocess is not None
     mistakes = predictions.mistakes(order="confidence")
     shown = mistakes[:PICTURED]
-    explained = shown[:EXPLAINED]
-    images = [_small(image) for image in _inputs_of(shown)]
-    sheets = {"thumbnails": _sheet(folder, "thumbnails", images)}
+    inputs = _inputs_of(shown)
+    sheets = {"thumbnails": _sheet(folder, "thumbnails", [_small(image) for image in inputs])}
     empty: list[tuple[bool, bool]] = []
     trusted = ""
-    if len(explained):
-        maps, trusted = _maps(model, explained)
+    if len(shown):
+        explained = shown[:EXPLAINED]
+        enlarged = [_enlarged(image) for image in inputs[: len(explained)]]
+        maps, trusted = _maps(model, explained, inputs[: len(explained)], enlarged[0].shape[:2])
         for what, found in maps.items():
-            pictures = [overlay(image, each) for image, each in zip(_enlarged(explained), found.maps[0], strict=True)]
-            sheets[what] = _sheet(folder, what, [_small(picture) for picture in pictures])
+            pictures = [_small(overlay(image, each)) for image, each in zip(enlarged, found.maps[0], strict=True)]
+            sheets[what] = _sheet(folder, what, pictures)
         empty = list(zip(*(found.empty[0].tolist() for found in maps.values()), strict=True))
     suspected = {mistake.index for mistake in predictions.suspected_label_errors()}
     learned = same_images(predictions.source, train)
@@ -91,17 +92,18 @@ def _origin(index: int | None, train: Split) -> str | None:
     return None if index is None else train.origin(index)
 
 
-def _maps(model: nn.Module, mistakes: Mistakes) -> tuple[dict[str, explain.CamMaps], str]:
-    """Maps for the predicted and the true class, at the size of `_enlarged`, and how far to trust the first."""
+def _maps(
+    model: nn.Module, mistakes: Mistakes, images: list[np.ndarray], size: tuple[int, ...]
+) -> tuple[dict[str, explain.CamMaps], str]:
+    """Maps for the predicted and the true class, at this (height, width), and how far to trust the first."""
     assert mistakes.preprocess is not None
-    inputs = mistakes.preprocess.batch(_inputs_of(mistakes))
+    inputs = mistakes.preprocess.batch(images)
     predicted, true = [m.predicted for m in mistakes], [m.target for m in mistakes]
     found = {"predicted": explain.gradcam(model, inputs, predicted), "true": explain.gradcam(model, inputs, true)}
     layer = found["predicted"].layers[0]
     checked = explain.trust(model, inputs[:TRUSTED], predicted[:TRUSTED], layer, steps=TRUST_STEPS)
     text = f"Grad-CAM at {layer}, on {min(TRUSTED, len(mistakes))} of the images. {checked}"
-    sized = _enlarged(mistakes)[0].shape[:2]
-    return {name: _resized(cams, (sized[0], sized[1])) for name, cams in found.items()}, text
+    return {name: _resized(cams, (size[0], size[1])) for name, cams in found.items()}, text
 
 
 def _resized(cams: explain.CamMaps, size: tuple[int, int]) -> explain.CamMaps:
@@ -113,17 +115,20 @@ def _resized(cams: explain.CamMaps, size: tuple[int, int]) -> explain.CamMaps:
 
 
 def _inputs_of(mistakes: Mistakes) -> list[np.ndarray]:
-    """The images as the network got them but for normalisation: uint8 (H, W, C) of its size."""
+    """The images as the network got them but for normalisation: uint8 (H, W, C) of its size.
+
+    One whole photograph at a time is held.
+    """
     preprocess = mistakes.preprocess
     assert preprocess is not None
-    return [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images(preprocess.enough)]
+    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))
+    return [preprocess.resize(preprocess.as_array(image)) for image in raw]
 
 
-def _enlarged(mistakes: Mistakes) -> list[np.ndarray]:
-    """The images for maps: small ones with each pixel made a square, so that the map on them is smooth."""
-    images = _inputs_of(mistakes)
-    times = max(1, MAP_SIDE // max(images[0].shape[:2]))
-    return [image.repeat(times, axis=0).repeat(times, axis=1) for image in images]
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    """A small image with each pixel made a square, so that the map on it is smooth."""
+    times = max(1, MAP_SIDE // max(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _small(image: np.ndarray) -> Image.Image:

@@ -67,7 +67,7 @@ def _result(run: RunFolder) -> str:
 
 def _checklist(run: RunFolder) -> str:
     marks = {"kept": "x", "broken": " ", "unknown": " "}
-    lines = checklist(run.recipe, run.rows, run.predictions, run.curve)
+    lines = checklist(run.recipe, run.rows, run.predictions, run.curve, str(run.identity.get("data")))
     return "\n".join(f"- [{marks[line.state]}] {plain(line.promise)}: {plain(line.measured)}" for line in lines)
 
 

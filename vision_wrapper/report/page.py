@@ -11,6 +11,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from PIL import Image
+
 from vision_wrapper._files import PathLike, read_json, write_text
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.report.checklist import checklist
@@ -29,15 +31,16 @@ def write(run_dir: PathLike) -> Path:
     damaged.
     """
     run = open_run(run_dir)
+    gallery = _gallery(run.path)
     sections = {
         "Summary": part(lambda: _summary(run)),
         "Checklist": part(lambda: _checklist(run)),
         "Curves": _pictures(run, ("history", "learning_rate")) + _optional_picture(run, "lr_curve"),
         "Data": _pictures(run, ("samples", "class_distribution")),
-        "Confusion matrix": part(lambda: _confusion(run)),
+        "Confusion matrix": part(lambda: _confusion(run, clickable=not isinstance(gallery, Exception))),
         "Accuracy of each class": part(lambda: _classes(run.predictions)) + _pictures(run, ("per_class",)),
         "Calibration": part(lambda: _calibration(run.predictions)) + _pictures(run, ("reliability",)),
-        "Mistakes": part(lambda: _browser(run)),
+        "Mistakes": part(lambda: _browser(gallery)),
         "The most confident mistakes": _pictures(run, ("misclassified", "gradcam_predicted", "gradcam_true")),
         "Epochs": part(lambda: _epochs(run)),
         "Model": part(lambda: f"<pre>{escape(_read(run.path / 'model.txt'))}</pre>"),
@@ -45,9 +48,9 @@ def write(run_dir: PathLike) -> Path:
         "Environment": part(lambda: table(list(read_json(run.path / "environment.json").items()))),
         "Repeat this run": part(lambda: f"<pre>{escape(run.command())}</pre>"),
     }
-    data, styles = _gallery_data(run.path)
     path = run.path / "report.html"
-    write_text(path, page(run.name, sections, data, styles))
+    content, styles = (None, "") if isinstance(gallery, Exception) else gallery
+    write_text(path, page(run.name, sections, content, styles))
     return path
 
 
@@ -126,14 +129,14 @@ def _checklist(run: RunFolder) -> str:
     rows = "".join(
         f"<tr><td class={line.state}>{words[line.state]}</td><td>{escape(line.promise)}</td>"
         f"<td>{escape(line.measured)}</td></tr>"
-        for line in checklist(run.recipe, run.rows, predictions, run.curve)
+        for line in checklist(run.recipe, run.rows, predictions, run.curve, str(run.identity.get("data")))
     )
     head = "<tr><th scope=col>State</th><th scope=col>The recipe says</th><th scope=col>Measured</th></tr>"
     return f"<div class=wide><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
-def _confusion(run: RunFolder) -> str:
-    """A table whose off-diagonal cells show their images; of many classes, the figure."""
+def _confusion(run: RunFolder, clickable: bool) -> str:
+    """A table whose off-diagonal cells show their images, where these are there; of many classes, the figure."""
     predictions, classes = run.predictions, run.predictions.classes
     if len(classes) > MOST_CLASSES:
         return _pictures(run, ("confusion_matrix",))
@@ -142,22 +145,24 @@ def _confusion(run: RunFolder) -> str:
     rows = []
     for true, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         cells = "".join(
-            _confusion_cell(true, predicted, int(count), int(counts.sum()), classes)
+            _confusion_cell(true, predicted, int(count), int(counts.sum()), classes, clickable)
             for predicted, count in enumerate(counts)
         )
         rows.append(f"<tr><th scope=row>{name_of(name)}</th>{cells}</tr>")
     return (
-        "<div class=wide><table class=confusion><caption>Rows are true classes, columns predicted ones. A cell with "
-        "mistakes shows them below.</caption>"
+        "<div class=wide><table class=confusion><caption>Rows are true classes, columns predicted ones."
+        f"{' A cell with mistakes shows them below.' if clickable else ''}</caption>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _confusion_cell(true: int, predicted: int, count: int, total: int, classes: tuple[str, ...]) -> str:
+def _confusion_cell(
+    true: int, predicted: int, count: int, total: int, classes: tuple[str, ...], clickable: bool
+) -> str:
     if true == predicted:
         return f"<td class=right>{count}</td>"
-    if not count:
-        return "<td></td>"
+    if not count or not clickable:
+        return f"<td>{count or ''}</td>"
     said = escape(f"{count} of {classes[true]} taken for {classes[predicted]}: show them")
     share = min(0.75, 0.12 + 2 * count / max(total, 1))
     return (
@@ -187,9 +192,11 @@ def _calibration(predictions: Predictions) -> str:
     )
 
 
-def _browser(run: RunFolder) -> str:
+def _browser(gallery: tuple[Any, str] | Exception) -> str:
     """The frame that the script fills; without a script it says so."""
-    content = read_json(run.path / FOLDER / "gallery.json")
+    if isinstance(gallery, Exception):
+        raise gallery
+    content, _ = gallery
     classes = "".join(f"<option value={i}>{escape(str(name))}</option>" for i, name in enumerate(content["classes"]))
     selects = {
         "true": ("True class", f"<option value=''>all</option>{classes}"),
@@ -217,7 +224,7 @@ def _browser(run: RunFolder) -> str:
         "<p id=count role=status aria-live=polite></p>"
         "<p>Arrow keys move, Enter enlarges, Escape closes.</p>"
         "<div class=tiles id=tiles role=group aria-label='Mistakes'></div>"
-        "<dialog id=enlarged aria-labelledby=enlarged-title><h3 id=enlarged-title dir=auto></h3>"
+        "<dialog id=enlarged aria-labelledby=enlarged-title><h3 id=enlarged-title aria-live=polite></h3>"
         "<div class=pictures id=enlarged-pictures></div><table id=enlarged-facts></table>"
         "<p class=controls><button type=button id=previous>← Previous</button>"
         "<button type=button id=next>Next →</button>"
@@ -226,21 +233,25 @@ def _browser(run: RunFolder) -> str:
     )
 
 
-def _gallery_data(folder: Path) -> tuple[Any, str]:
-    """What the script shows, and the style that holds the sheets of pictures; nothing where it cannot be read."""
+def _gallery(folder: Path) -> tuple[Any, str] | Exception:
+    """What the script shows, and the style that holds the sheets of pictures; or why they cannot be read."""
     try:
         content = read_json(folder / FOLDER / "gallery.json")
-        sheets = {
-            name: base64.b64encode((folder / FOLDER / f"{name}.jpg").read_bytes()).decode()
-            for name in SHEETS
-            if name in content["sheets"]
-        }
-    except Exception:  # the section of the browser says what is missing
-        return None, ""
+        sheets = {name: _sheet(folder / FOLDER / f"{name}.jpg") for name in SHEETS if name in content["sheets"]}
+        _ = [content[name] for name in ("classes", "total", "mistakes", "in_training", "trust")]
+    except Exception as error:  # the section of the browser says it
+        return error
     rules = "".join(
         f".sheet-{name} {{ background-image: url(data:image/jpeg;base64,{code}); }}\n" for name, code in sheets.items()
     )
     return content, f"<style>{rules}</style>"
+
+
+def _sheet(path: Path) -> str:
+    """A sheet of pictures as base64, looked at first."""
+    with Image.open(path) as sheet:
+        sheet.load()
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _epochs(run: RunFolder) -> str:

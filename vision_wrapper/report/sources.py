@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import PathLike, read_json
+from vision_wrapper.data import DATASETS
 from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Predictions
 
@@ -59,17 +61,24 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def command(self) -> str:
-        """What repeats the run: a command, or Python where the recipe is somebody's own."""
+        """What repeats the run: a command, or Python where the recipe is somebody's own, or what it takes."""
         changes = self.results.get("changes")
-        data = str(self.identity.get("data"))
+        data, root = str(self.identity.get("data")), str(self.identity.get("root"))
+        if data not in DATASETS and not os.path.isabs(data):
+            return (
+                f"The data were passed as arrays, called {data!r}: pass them again,\n"
+                f"recipes.run({self.name!r}, data=…, seed={self.recipe.get('seed')}), with the fields of recipe.json."
+            )
         if changes is None:
             return (
                 "import json\nfrom vision_wrapper import recipes\n\n"
                 f"fields = json.load(open({str(self.path / 'recipe.json')!r}))['recipe']\n"
-                f"recipes.run(recipes.Recipe(**{{**fields, 'expected': None}}), data={data!r}, root="
-                f"{str(self.identity.get('root'))!r})"
+                f"recipes.run(recipes.Recipe(**{{**fields, 'expected': None}}), data={data!r}, root={root!r}"
+                f"{', skip_unreadable=True' if self.identity.get('skip_unreadable') else ''})"
             )
         words = ["vision-wrapper", "train", self.name, "--data", data, "--seed", str(self.recipe.get("seed"))]
+        words += ["--root", root] if data in DATASETS else []
+        words += ["--skip-unreadable"] if self.identity.get("skip_unreadable") else []
         for field, value in changes.items():
             words += ["--set", f"{field}={json.dumps(value)}"]
         return shlex.join(words)

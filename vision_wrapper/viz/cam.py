@@ -59,7 +59,8 @@ def plot_gradcam(
     from vision_wrapper import explain
 
     preprocess = mistakes.preprocess
-    images = [preprocess.resize(preprocess.as_array(image)) for image in mistakes.images(preprocess.enough)]
+    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))  # one whole photograph at a time
+    images = [preprocess.resize(preprocess.as_array(image)) for image in raw]
     inputs = preprocess.batch(images)
     wanted = _targets(mistakes, target)
     cams = {what: explain.cam(model, inputs, classes, layers, method) for what, classes in wanted.items()}
