@@ -1,7 +1,8 @@
 """Which means pay, on training images alone: python benchmarks/try_means.py FOLDER [--seeds N] [MEANS ...]
 
 A narrow custom ResNet is trained on 10,000 of CIFAR-10's training images and judged on 5,000 others; the test set is
-not looked at. Each trial differs from `custom-resnet-fast` in the one thing that its name says. Records go to
+not looked at. "As it is" are the settings that `custom-resnet-fast` had first, with an average of weights; each other
+trial differs from them in the one thing that its name says. Records go to
 docs/evidence/trials.json and into the table of docs/recipes.md; stopped anywhere, the same command goes on. FOLDER
 holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
 """
@@ -33,7 +34,14 @@ EPOCHS = 6
 HALF = EPOCHS / 2
 
 BASE = RECIPES["custom-resnet-fast"].changed(
-    name="trial", data="", model_args={"widths": NARROW}, batch_size=128, epochs=EPOCHS, expected=None, goal=None
+    name="trial",
+    data="",
+    model_args={"widths": NARROW},
+    batch_size=128,
+    epochs=EPOCHS,
+    ema=0.99,
+    expected=None,
+    goal=None,
 )
 # What each trial changes.
 MEANS: dict[str, dict[str, Any]] = {
