@@ -317,6 +317,8 @@ PLOTS: dict[str, tuple[str, Callable[[Setup], tuple[Any, ...]]]] = {
     "schedule": ("", lambda s: (schedules.one_cycle(max_lr=0.1, min_lr=0.01, peak_epoch=1), 3, 4)),
 }
 CAMS: dict[str, Callable[[Setup], Any]] = {
+    "cam": lambda s: explain.cam(s.model, torch.ones(2, 3, 16, 16), [0, 1], method="fullgrad"),
+    "trust": lambda s: explain.trust(s.model, torch.ones(2, 3, 16, 16), [0, 1], steps=2),
     "default_layer": lambda s: explain.default_layer(s.model, torch.randn(3, 16, 16, generator=torch.Generator())),
     "gradcam": lambda s: explain.gradcam(
         s.model, torch.ones(3, 3, 16, 16), [0, 1, 2], explain.stages(s.model, torch.ones(3, 16, 16))

@@ -193,11 +193,11 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
         highest = max(float(group["lr"]) for group in optimizer.param_groups)
-        if not final_lr <= highest or not highest:
+        if final_lr > highest:
             raise SettingError(
                 f"linear falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above."
             )
-        end = final_lr / highest
+        end = final_lr / highest if highest else 0.0  # from 0, where another fit has ended, it stays there
         total = epochs * steps_per_epoch
         return torch_schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=total)
 
