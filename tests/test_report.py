@@ -107,6 +107,20 @@ def test_a_sheet_has_no_more_pictures_than_fit(run, monkeypatch, tmp_path):
     assert [entry["cam"] for entry in found["mistakes"]] == [0, 1, None, None, None]
 
 
+def test_sheets_of_many_photographs_stay_small(tmp_path):
+    """As many as are shown, of 224x224, with detail as photographs have: about a megabyte a sheet."""
+    from vision_wrapper.report import gallery
+
+    rng = np.random.default_rng(0)
+    detail = rng.normal(0, 20, (224, 224, 3)) + 60 * np.kron(rng.normal(0, 1, (14, 14, 3)), np.ones((16, 16, 1)))
+    photograph = np.clip(128 + detail, 0, 255).astype(np.uint8)
+    for count, side in ((1500, 32), (200, 77), (20, 96)):
+        layout = gallery._sheet(tmp_path, "thumbnails", [photograph] * count)
+        sheet = Image.open(tmp_path / "gallery/thumbnails.jpg")
+        assert sheet.size == (side * layout["columns"], side * layout["rows"])
+        assert (tmp_path / "gallery/thumbnails.jpg").stat().st_size < 1_800_000
+
+
 def test_no_mistakes_make_a_page_too(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     classifier = vw.load_classifier(run / "best.safetensors")

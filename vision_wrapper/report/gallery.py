@@ -24,7 +24,8 @@ EXPLAINED = 200  # the most telling ones, with maps for both classes
 TRUSTED = 16  # of these are asked how far the maps can be trusted
 TRUST_STEPS = 8
 COLUMNS = 40  # pictures in a row of a sheet
-LONGEST = 96  # pixels of a picture's longer side
+LONGEST, SHORTEST = 96, 32  # pixels of a picture's longer side, the fewer the more there are
+SHEET_PIXELS = 1_200_000  # of one sheet, about a megabyte: the page of photographs too stays under 5 MB
 MAP_SIDE = 64  # of small images with maps, which would be coarse in their own size
 QUALITY = 88  # of the JPEG sheets
 
@@ -42,7 +43,7 @@ def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, trai
     mistakes = predictions.mistakes(order="confidence")
     shown = mistakes[:PICTURED]
     inputs = _inputs_of(shown)
-    sheets = {"thumbnails": _sheet(folder, "thumbnails", [_small(image) for image in inputs])}
+    sheets = {"thumbnails": _sheet(folder, "thumbnails", inputs)}
     empty: list[tuple[bool, bool]] = []
     trusted = ""
     if len(shown):
@@ -50,7 +51,7 @@ def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, trai
         enlarged = [_enlarged(image) for image in inputs[: len(explained)]]
         maps, trusted = _maps(model, explained, inputs[: len(explained)], enlarged[0].shape[:2])
         for what, found in maps.items():
-            pictures = [_small(overlay(image, each)) for image, each in zip(enlarged, found.maps[0], strict=True)]
+            pictures = [overlay(image, each) for image, each in zip(enlarged, found.maps[0], strict=True)]
             sheets[what] = _sheet(folder, what, pictures)
         empty = list(zip(*(found.empty[0].tolist() for found in maps.values()), strict=True))
     suspected = {mistake.index for mistake in predictions.suspected_label_errors()}
@@ -131,16 +132,18 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _small(image: np.ndarray) -> Image.Image:
-    """An RGB picture of at most `LONGEST` pixels."""
+def _small(image: np.ndarray, count: int) -> Image.Image:
+    """An RGB picture, so small that `count` of them have a place on a sheet."""
+    longest = int(min(LONGEST, max(SHORTEST, (SHEET_PIXELS / max(count, 1)) ** 0.5)))
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[:, :, 0] if grey else image[:, :, :3]).convert("RGB")
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return picture
 
 
-def _sheet(folder: Path, name: str, pictures: list[Image.Image]) -> dict[str, Any]:
-    """Put pictures of one size onto a sheet, row by row, and say how it is laid out."""
+def _sheet(folder: Path, name: str, images: list[np.ndarray]) -> dict[str, Any]:
+    """Put images of one size onto a sheet, small, row by row, and say how it is laid out."""
+    pictures = [_small(image, len(images)) for image in images]
     width, height = pictures[0].size if pictures else (1, 1)
     columns = min(COLUMNS, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
