@@ -3,7 +3,7 @@
 For each recipe and seed without a record, the recipe is run in full, and a few figures of the run are kept in
 docs/evidence/RECIPE.json. After each run the summary that fills `Recipe.expected` and the table of docs/recipes.md are
 written anew. Stopped anywhere, the same command goes on. FOLDER holds CIFAR-10, train/CLASS/*.png and
-test/CLASS/*.png. With --page nothing is run.
+test/CLASS/*.png. With --page nothing is run. --winograd is for processors that have no bf16: see winograd.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import winograd
 from measure import filled, machine
 
 from vision_wrapper import data, recipes
@@ -55,8 +56,8 @@ def keep(recipe: Recipe, record: dict[str, Any]) -> None:
     write_json(RECORDS / f"{recipe.name}.json", {"settings": evidence.settings_of(recipe), "runs": runs})
 
 
-def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
-    """A few figures of a finished run, and what they depend on."""
+def record_of(result: recipes.Result, data_name: str, how: str = "") -> dict[str, Any]:
+    """A few figures of a finished run, and what they depend on; `how` says what the machine did otherwise."""
     figures, computer = read_json(result.run_dir / "results.json"), machine()
     kept = ("accuracy", "tta_accuracy", "train_loss", "seconds", "images_per_second", "training_images", "test_images")
     hardware = computer["gpu"] or f"{computer['processor']}, {computer['cores']} cores"
@@ -65,7 +66,7 @@ def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
         "epochs": len(result.history),
         **{name: figures[name] for name in kept},
         "data": data_name,
-        "hardware": hardware,
+        "hardware": hardware + how,
         "version": computer["vision_wrapper"],
         "torch": computer["torch"],
         "date": date.today().isoformat(),
@@ -173,7 +174,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", default="runs/measured", help="the run folders")
     parser.add_argument("--page", action="store_true", help="run nothing: write the summary and the table anew")
+    parser.add_argument("--winograd", action="store_true", help="3x3 convolutions in float32 by Winograd's way")
     options = parser.parse_args()
+    how = ", 3x3 convolutions by benchmarks/winograd.py" if options.winograd else ""
+    if options.winograd:
+        winograd.install()
     if not options.page:
         with tempfile.TemporaryDirectory() as cache:
             images = cifar10(options.cifar10, cache)
@@ -193,7 +198,7 @@ def main() -> None:
                 )
                 if not result.finished:
                     raise SystemExit("Interrupted: the same command goes on.")
-                keep(recipe, record_of(result, recipe.data))
+                keep(recipe, record_of(result, recipe.data, how))
                 write_all()
     write_all()
 
