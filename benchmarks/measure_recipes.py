@@ -174,11 +174,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", default="runs/measured", help="the run folders")
     parser.add_argument("--page", action="store_true", help="run nothing: write the summary and the table anew")
-    parser.add_argument("--winograd", action="store_true", help="3x3 convolutions in float32 by Winograd's way")
+    parser.add_argument("--winograd", action="store_true", help=winograd.HELP)
     options = parser.parse_args()
-    how = ", 3x3 convolutions by benchmarks/winograd.py" if options.winograd else ""
-    if options.winograd:
-        winograd.install()
+    how = winograd.install() if options.winograd else ""
     if not options.page:
         with tempfile.TemporaryDirectory() as cache:
             images = cifar10(options.cifar10, cache)

@@ -1,10 +1,10 @@
-"""Which means pay, on training images alone: python benchmarks/try_means.py FOLDER [--seeds N] [MEANS ...]
+"""Which means pay, on training images alone: python benchmarks/try_means.py STUDY FOLDER [--seeds N] [TRIAL ...]
 
-A narrow custom ResNet is trained on 10,000 of CIFAR-10's training images and judged on 5,000 others; the test set is
-not looked at. "As it is" are the settings that `custom-resnet-fast` had first, with an average of weights; each other
-trial differs from them in the one thing that its name says. Records go to
-docs/evidence/trials.json and into the table of docs/recipes.md; stopped anywhere, the same command goes on. FOLDER
-holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
+A narrow custom ResNet is trained on a part of CIFAR-10's training images and judged on another; the test set is not
+looked at. "As it is" are the settings that `custom-resnet-fast` had first; each other trial differs from them in what
+its name says. The study "short" has 6 epochs of 10,000 images, "whole" the recipe's own 10 epochs of 45,000. Records
+go to docs/evidence/trials.json and into the tables of docs/recipes.md; stopped anywhere, the same command goes on.
+FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
 """
 
 from __future__ import annotations
@@ -14,66 +14,106 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import winograd
 from measure import filled
 from measure_recipes import PAGE, RECORDS, record_of
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
-from vision_wrapper.recipes import RECIPES, evidence
+from vision_wrapper.recipes import RECIPES, Recipe, evidence
 from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
 
 TRIALS = RECORDS / "trials.json"
-TRAINED, JUDGED = 10_000, 5_000  # of the 50,000 training images
 NARROW = (16, 32, 64, 128)  # a sixteenth of the network's work
-EPOCHS = 6
-HALF = EPOCHS / 2
 
-BASE = RECIPES["custom-resnet-fast"].changed(
+
+@dataclass(frozen=True)
+class Study:
+    """Trials of one base: training images to train on, to judge on, the seed that parts them, and what is changed."""
+
+    trained: int
+    judged: int
+    split: int
+    base: Recipe
+    trials: dict[str, dict[str, Any]]
+
+    def plan(self, trial: str) -> Recipe:
+        return self.base.changed(**self.trials[trial])
+
+    @property
+    def data(self) -> str:
+        return f"{self.trained:,} and {self.judged:,} of CIFAR-10's training images"
+
+
+# What custom-resnet-fast was at first.
+FIRST = RECIPES["custom-resnet-page"].changed(
     name="trial",
     data="",
     model_args={"widths": NARROW},
-    batch_size=128,
-    epochs=EPOCHS,
-    ema=0.99,
+    lr=0.5,
+    schedule_args={"max_lr": 0.5, "min_lr": 0.02, "final_lr": 0.0, "peak_epoch": 2},
+    epochs=10,
+    augment="crop_alternating_flip",
+    augment_args={},
+    label_smoothing=0.2,
+    tta="flip_shift",
     expected=None,
-    goal=None,
 )
-# What each trial changes.
-MEANS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "without label smoothing": {"label_smoothing": 0.0},
-    "without the average of weights": {"ema": None},
-    "without head scale": {"head_scale": 1.0},
-    "weight decay on norms and biases too": {
-        "groups": {**(BASE.groups or {}), "norms_biases_decay": 5e-4},
-    },
-    "random flip, black padding": {"augment": "crop_flip"},
-    "with cutout": {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}},
-    "with mixup": {"augment": "crop_alternating_flip_mixup"},
-    "with cutmix": {"augment": "crop_alternating_flip_cutmix"},
-    "lookahead for the average": {"ema": None, "lookahead": {"steps": 5, "share": 0.5}},
-    "Muon": {
-        "optimizer": "muon", "optimizer_args": {},
-        "schedule_args": {**BASE.schedule_args, "max_lr": 0.24, "min_lr": 0.01},
-    },
-    "ghost batch norm": {"model_args": {"widths": NARROW, "norm": "ghost"}},
-    "CELU": {"model_args": {"widths": NARROW, "activation": "celu"}},
-    "GELU": {"model_args": {"widths": NARROW, "activation": "gelu"}},
-    "Dirac initialisation": {"model_args": {"widths": NARROW, "init": "dirac"}},
-    "progressive size": {"progressive_size": ((0, 0.75), (HALF, 1.0))},
-}  # fmt: skip
+_MUON = {"optimizer": "muon", "optimizer_args": {}}
+# Muon's rate falls from the first step, as in airbench; that of norms, biases and the head stays SGD's.
+_MUON_LINEAR = {**_MUON, "schedule": "linear", "schedule_args": {}}
+_SHORT = FIRST.changed(batch_size=128, epochs=6, ema=0.99)
+STUDIES = {
+    "short": Study(
+        10_000,
+        5_000,
+        0,
+        _SHORT,
+        {
+            "as it is": {},
+            "without label smoothing": {"label_smoothing": 0.0},
+            "without the average of weights": {"ema": None},
+            "without head scale": {"head_scale": 1.0},
+            "weight decay on norms and biases too": {
+                "groups": {**(_SHORT.groups or {}), "norms_biases_decay": 5e-4},
+            },
+            "random flip, black padding": {"augment": "crop_flip"},
+            "with cutout": {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}},
+            "with mixup": {"augment": "crop_alternating_flip_mixup"},
+            "with cutmix": {"augment": "crop_alternating_flip_cutmix"},
+            "lookahead for the average": {"ema": None, "lookahead": {"steps": 5, "share": 0.5}},
+            "Muon": {**_MUON, "schedule_args": {**_SHORT.schedule_args, "max_lr": 0.24, "min_lr": 0.01}},
+            "ghost batch norm": {"model_args": {"widths": NARROW, "norm": "ghost"}},
+            "CELU": {"model_args": {"widths": NARROW, "activation": "celu"}},
+            "GELU": {"model_args": {"widths": NARROW, "activation": "gelu"}},
+            "Dirac initialisation": {"model_args": {"widths": NARROW, "init": "dirac"}},
+            "progressive size": {"progressive_size": ((0, 0.75), (3, 1.0))},
+        },
+    ),
+    "whole": Study(
+        45_000,
+        5_000,
+        1,
+        FIRST,
+        {
+            "as it is": {},
+            "Muon, filters 0.08": {**_MUON_LINEAR, "groups": {"body_lr": 0.08, "weight_decay": 5e-4}},
+        },
+    ),
+}
 
 
-def training_images_alone(folder: str, cache: str) -> data.ImageData:
+def training_images_alone(study: Study, folder: str, cache: str) -> data.ImageData:
     """A part of the training images to train on, and another one in place of the test set."""
     images = data.cached(data.load(folder), cache)
-    order = np.random.default_rng(0).permutation(len(images.train))
-    parts = order[:TRAINED], order[TRAINED : TRAINED + JUDGED]
+    order = np.random.default_rng(study.split).permutation(len(images.train))
+    parts = order[: study.trained], order[study.trained : study.trained + study.judged]
     train, judged = (data.Subset(images.train, np.sort(part)) for part in parts)
     return data.ImageData("cifar10's training images", train, judged, images.classes)
 
@@ -81,30 +121,34 @@ def training_images_alone(folder: str, cache: str) -> data.ImageData:
 def kept_runs() -> list[dict[str, Any]]:
     """The records of trials as they are now defined."""
     kept = read_json(TRIALS) if TRIALS.exists() else {"runs": []}
-    return [run for run in kept["runs"] if run["settings"] == settings_of(run["trial"])]
+    return [run for run in kept["runs"] if run["settings"] == settings_of(run["study"], run["trial"])]
 
 
-def settings_of(trial: str) -> str | None:
+def settings_of(study: str, trial: str) -> str | None:
     """A digest of what a trial runs; None for one that is no more."""
-    if trial not in MEANS:
+    if study not in STUDIES or trial not in STUDIES[study].trials:
         return None
-    settings = evidence.settings_of(BASE.changed(**MEANS[trial]))
+    settings = evidence.settings_of(STUDIES[study].plan(trial))
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def keep(record: dict[str, Any]) -> None:
-    write_json(TRIALS, {"runs": [*kept_runs(), {**record, "settings": settings_of(record["trial"])}]})
+    settings = settings_of(record["study"], record["trial"])
+    write_json(TRIALS, {"runs": [*kept_runs(), {**record, "settings": settings}]})
     write_page()
 
 
 def write_page() -> None:
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), "tried", generated()))
+    text = PAGE.read_text(encoding="utf-8")
+    for study in STUDIES:
+        text = filled(text, f"tried, {study}", generated(study))
+    write_text(PAGE, text)
 
 
-def generated() -> Iterator[str]:
+def generated(study: str) -> Iterator[str]:
     """The table: held-out accuracy of each trial, and the paired difference from the base."""
-    found: dict[str, dict[int, float]] = {name: {} for name in MEANS}
-    runs = kept_runs()
+    found: dict[str, dict[int, float]] = {name: {} for name in STUDIES[study].trials}
+    runs = [run for run in kept_runs() if run["study"] == study]
     for run in runs:
         found[run["trial"]][run["seed"]] = run["accuracy"]
     yield "| what is different | held-out accuracy, % | difference, points | seeds |"
@@ -116,46 +160,54 @@ def generated() -> Iterator[str]:
             continue
         mean = 100 * sum(values.values()) / len(values)
         common = sorted(base.keys() & values.keys())
-        said = "" if name == "as it is" else difference([values[s] - base[s] for s in common])
+        differences = [values[seed] - base[seed] for seed in common]
+        said = "" if name == "as it is" else difference(differences, STUDIES[study].judged)
         yield f"| {name} | {mean:.2f} | {said} | {len(values)} |"
-    if runs:
-        yield f"\n{runs[-1]['hardware']}; torch {runs[-1]['torch']}; [records](evidence/trials.json)"
+    for hardware in sorted({run["hardware"] for run in runs}):
+        yield f"\n{hardware}; torch {runs[-1]['torch']}; [records](evidence/trials.json)"
 
 
-def difference(values: list[float]) -> str:
+def difference(values: list[float], judged: int) -> str:
     if not values:
         return "no seed in common"
-    mean, interval = 100 * sum(values) / len(values), mean_interval(values, 1 / JUDGED)
+    mean, interval = 100 * sum(values) / len(values), mean_interval(values, 1 / judged)
     if interval is None:
         return f"{mean:+.2f}, not shown"
     low, high = (100 * bound for bound in interval)
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" + (", not shown" if low <= 0 <= high else "")
 
 
+def run_all(options: argparse.Namespace) -> None:
+    """Run the trials that have no record, one seed of all before the next."""
+    study, how = STUDIES[options.study], winograd.install() if options.winograd else ""
+    with tempfile.TemporaryDirectory() as cache:
+        images = training_images_alone(study, options.folder, cache)
+        for seed in range(options.seeds):
+            for name in options.trials or study.trials:
+                if any((run["study"], run["trial"], run["seed"]) == (options.study, name, seed) for run in kept_runs()):
+                    continue
+                print(f"{options.study}: {name}, seed {seed}", flush=True)
+                out = Path(options.out) / options.study / name.replace(" ", "-") / f"seed-{seed}"
+                result = recipes.run(study.plan(name), images, out=out, callbacks=[EpochLog()], seed=seed)
+                if not result.finished:
+                    raise SystemExit("Interrupted: the same command goes on.")
+                keep({"study": options.study, "trial": name, **record_of(result, study.data, how)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("study", nargs="?", choices=STUDIES)
     parser.add_argument("folder", nargs="?")
-    parser.add_argument("means", nargs="*", metavar="MEANS", help="all, where none is named")
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help="all, where none is named")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/trials", help="the run folders")
-    parser.add_argument("--page", action="store_true", help="run nothing: write the table anew")
+    parser.add_argument("--winograd", action="store_true", help=winograd.HELP)
+    parser.add_argument("--page", action="store_true", help="run nothing: write the tables anew")
     options = parser.parse_args()
     if not options.page:
         if options.folder is None:
-            parser.error("FOLDER is needed: CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png")
-        with tempfile.TemporaryDirectory() as cache:
-            images = training_images_alone(options.folder, cache)
-            for seed in range(options.seeds):
-                for name in options.means or MEANS:
-                    if any(run["trial"] == name and run["seed"] == seed for run in kept_runs()):
-                        continue
-                    print(f"{name}, seed {seed}", flush=True)
-                    plan = BASE.changed(**MEANS[name])
-                    out = Path(options.out) / name.replace(" ", "-") / f"seed-{seed}"
-                    result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
-                    if not result.finished:
-                        raise SystemExit("Interrupted: the same command goes on.")
-                    keep({"trial": name, **record_of(result, "10,000 and 5,000 of CIFAR-10's training images")})
+            parser.error("STUDY and FOLDER are needed: CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png")
+        run_all(options)
     write_page()
 
 

@@ -32,6 +32,7 @@ FILTER_EDGE = torch.tensor(
 )
 FILTER = torch.kron(FILTER_EDGE, FILTER_EDGE)  # (36, 9)
 FEWEST_CHANNELS = 24  # with fewer the transforms cost more than they save
+HELP = "3x3 convolutions in float32 by Winograd's way: for processors that have no bf16"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's names of what mallopt sets
 
 
@@ -75,8 +76,10 @@ def suits(layer: nn.Conv2d, images: Tensor) -> bool:
     )
 
 
-def install() -> None:
+def install() -> str:
     """Let the 3x3 convolutions of this process go through Convolution, and its memory stay with the process.
+
+    Returns what records say of it, to be put after the hardware.
 
     Without the second, glibc gives every large array back when it is freed, and each new one is cleared page by page:
     a third of the time of a step.
@@ -92,6 +95,7 @@ def install() -> None:
     if hasattr(glibc, "mallopt"):
         glibc.mallopt(M_MMAP_MAX, 0)
         glibc.mallopt(M_TRIM_THRESHOLD, -1)
+    return ", 3x3 convolutions by benchmarks/winograd.py"
 
 
 # ---- what it differs by, and what it saves
