@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vision_wrapper import explain, models
 from vision_wrapper.errors import SettingError, UnknownNameError
+from vision_wrapper.explain.methods import BATCH
 
 
 class Net(nn.Module):
@@ -268,13 +269,13 @@ def test_several_layers_in_any_order_and_as_modules():
         assert np.array_equal(alone.maps[0], maps) and np.array_equal(alone.empty[0], empty)
 
 
-def test_more_images_than_a_batch(monkeypatch):
-    model = make()
-    whole = explain.gradcam(model, inputs(), TARGETS, "conv2")
-    monkeypatch.setattr(explain, "_BATCH", 2)
-    parts = explain.gradcam(model, inputs(), torch.tensor(TARGETS), "conv2")
-    np.testing.assert_allclose(parts.maps, whole.maps, atol=1e-5)
-    assert np.array_equal(parts.empty, whole.empty)
+def test_more_images_than_a_batch():
+    model, images = make(), inputs(BATCH + 3)
+    targets = [TARGETS[i % len(TARGETS)] for i in range(len(images))]
+    whole = explain.gradcam(model, images, torch.tensor(targets), "conv2")
+    parts = [explain.gradcam(model, images[i : i + 7], targets[i : i + 7], "conv2") for i in range(0, len(images), 7)]
+    np.testing.assert_allclose(np.concatenate([part.maps for part in parts], axis=1), whole.maps, atol=1e-5)
+    assert np.array_equal(np.concatenate([part.empty for part in parts], axis=1), whole.empty)
 
 
 def test_no_images():

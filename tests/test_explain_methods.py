@@ -10,6 +10,7 @@ from torch import nn
 
 from vision_wrapper import explain
 from vision_wrapper.errors import SettingError, UnknownNameError
+from vision_wrapper.explain import full_gradient, sanity
 from vision_wrapper.models import resnet18
 
 LAYER = "bn"  # its map has the input's size: nothing is resized
@@ -134,7 +135,7 @@ def test_full_gradients_are_complete(make_model):
     kept = []
 
     def keep(module, args, output):
-        bias = explain._bias_of(module)
+        bias = full_gradient._bias_of(module)
         if bias is not None:
             kept.append((bias, output))
 
@@ -194,7 +195,7 @@ def test_full_grad_is_its_definition(make_model):
     added, biases = [], []
 
     def add_zero(module, args, output):
-        bias = explain._bias_of(module)
+        bias = full_gradient._bias_of(module)
         if bias is None or output.ndim != 4:
             return None
         added.append(torch.zeros_like(output).requires_grad_())
@@ -330,7 +331,7 @@ def test_rank_correlation_is_spearmans():
 
     a, b = np.random.default_rng(0).random((2, 8, 8))
     b[a > 0.8] = 0.5  # ties
-    assert explain._rank_correlation(a, b) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic)
+    assert sanity._rank_correlation(a, b) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic)
 
 
 def test_trust_of_what_cannot_be():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vision_wrapper.evaluation import Mistakes
-    from vision_wrapper.explain import Layers
+    from vision_wrapper.explain.layers import Layers
 
 _STRENGTH = 0.6  # opacity of the strongest evidence
 _TILES_IN_A_ROW = 10
