@@ -9,6 +9,7 @@ ninja. Only runs that ask for it have it: `measure_recipes.py --winograd`, and t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from measure import in_turn, ratios, save
 from torch import Tensor, nn
+
+from vision_wrapper import Trainer
+from vision_wrapper.models import CustomResNet
 
 # Filters from 3x3 to the 6 points of a tile's edge: Lavin and Gray 2015, arXiv:1509.09308, section 4.3.
 FILTER_EDGE = torch.tensor(
@@ -73,13 +77,8 @@ def suits(layer: nn.Conv2d, images: Tensor) -> bool:
     )
 
 
-def install() -> str:
-    """Let the 3x3 convolutions of this process go through Convolution.
-
-    Returns what records say of it, to be put after the hardware.
-    """
-    kernels()
-    direct = nn.Conv2d._conv_forward
+def with_winograd(direct: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What a convolution layer calls: Convolution where that suits, else what it called before."""
 
     def forward(self: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not suits(self, input):
@@ -87,7 +86,16 @@ def install() -> str:
         output = Convolution.apply(input, weight)
         return output if bias is None else output + bias[:, None, None]
 
-    nn.Conv2d._conv_forward = forward  # type: ignore[method-assign]
+    return forward
+
+
+def install() -> str:
+    """Let the 3x3 convolutions of this process go through Convolution.
+
+    Returns what records say of it, to be put after the hardware.
+    """
+    kernels()
+    nn.Conv2d._conv_forward = with_winograd(nn.Conv2d._conv_forward)  # type: ignore[method-assign]
     return ", 3x3 convolutions by benchmarks/winograd.py"
 
 
@@ -128,9 +136,30 @@ def compare(channels: int, filters: int, size: int) -> dict[str, Any]:
     return {"differences": differences, "seconds_of_torch": ratios(found, "Winograd")["torch"]}
 
 
-if __name__ == "__main__":
+def steps() -> dict[str, float]:
+    """The ratio of the times of a training step of CustomResNet."""
+    model, direct = CustomResNet(), nn.Conv2d._conv_forward
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=[], device="cpu", precision="fp32")
+    batch = torch.randn(IMAGES, 3, 32, 32), torch.randint(0, 10, (IMAGES,))
+
+    def seconds(forward: Any) -> float:
+        nn.Conv2d._conv_forward = forward  # type: ignore[method-assign]
+        start = time.perf_counter()
+        trainer.fit([batch, batch], epochs=1)
+        nn.Conv2d._conv_forward = direct  # type: ignore[method-assign]
+        return time.perf_counter() - start
+
+    ways = {"Winograd": lambda: seconds(with_winograd(direct)), "torch": lambda: seconds(direct)}
+    return ratios(in_turn(ways, ROUNDS), "Winograd")["torch"]
+
+
+def main() -> None:
     kernels()
-    found = {f"{c} to {k} at {s}x{s}": compare(c, k, s) for c, k, s in LAYERS}
-    save("winograd", found)
-    if max(max(layer["differences"]["Winograd"]) for layer in found.values()) > LARGEST_DIFFERENCE:
+    layers = {f"{c} to {k} at {s}x{s}": compare(c, k, s) for c, k, s in LAYERS}
+    save("winograd", {"layers": layers, "step_of_torch": steps()})
+    if max(max(layer["differences"]["Winograd"]) for layer in layers.values()) > LARGEST_DIFFERENCE:
         raise SystemExit(f"The convolutions differ by more than {LARGEST_DIFFERENCE}: compiler or kernels are wrong.")
+
+
+if __name__ == "__main__":
+    main()
