@@ -11,6 +11,14 @@ from vision_wrapper.recipes.recipe import Recipe
 
 _ADAM = {"optimizer": "adam", "lr": 0.01, "optimizer_args": {"weight_decay": 1e-4}}
 _NESTEROV = {"optimizer": "sgd", "optimizer_args": {"momentum": 0.9, "nesterov": True}}
+# Filters at 0.08 (chosen by `benchmarks/try_means.py`), all else at 0.5; both fall from the first step, as in airbench.
+_MUON = {
+    "optimizer": "muon",
+    "lr": 0.5,
+    "groups": {"body_lr": 0.08, "weight_decay": 5e-4},
+    "head_scale": 0.125,
+    "schedule": "linear",
+}
 
 RECIPES: Table[Recipe] = Table(
     "recipe",
@@ -147,11 +155,7 @@ RECIPES: Table[Recipe] = Table(
             Recipe(
                 "custom-resnet-fast",
                 "The custom ResNet in 10 epochs, with Muon for its filters.",
-                optimizer="muon",
-                lr=0.5,
-                groups={"body_lr": 0.08, "weight_decay": 5e-4},
-                head_scale=0.125,
-                schedule="linear",
+                **_MUON,
                 epochs=10,
                 augment="crop_alternating_flip",
                 label_smoothing=0.2,
@@ -162,11 +166,7 @@ RECIPES: Table[Recipe] = Table(
             Recipe(
                 "custom-resnet-best",
                 "The custom ResNet in 24 epochs, as far as it goes, with Muon too.",
-                optimizer="muon",
-                lr=0.5,
-                groups={"body_lr": 0.08, "weight_decay": 5e-4},
-                head_scale=0.125,
-                schedule="linear",
+                **_MUON,
                 augment="crop_alternating_flip_cutout",
                 augment_args={"hole_size": 8},
                 label_smoothing=0.2,
