@@ -98,6 +98,20 @@ def matrix_rate(found: dict[str, Any]) -> Iterator[str]:
     yield from table(("", "matrix product", "training", "share"), [row])
 
 
+def winograd(found: dict[str, Any]) -> Iterator[str]:
+    yield "What `measure_recipes.py --winograd` convolves with, the package does not use it, and it is for CPUs without bf16."
+    yield "Largest differences from float64, as parts of its largest value, of outputs, gradients of inputs and of"
+    yield "filters; time of forward and backward over that of torch's float32 convolution.\n"
+    rows = []
+    for layer, measured in found["layers"].items():
+        differences = (
+            ", ".join(f"{value:.0e}" for value in measured["differences"][way]) for way in ("Winograd", "torch")
+        )
+        rows.append((layer, *differences, spread(measured["seconds_of_torch"])))
+    yield from table(("channels", "Winograd", "torch in float32", "time"), rows)
+    yield f"\nA training step of the custom ResNet: {spread(found['step_of_torch'])} of the time.\n"
+
+
 def input_pipelines(found: dict[str, Any]) -> Iterator[str]:
     yield "Images a second of processor time, one thread. Images in memory become normalised float batches of 512:\n"
     rows = []
@@ -170,6 +184,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "tools": ("Tools around training", tools),
     "start": ("Starting", start),
     "speedrun": ("Seconds to 94% on a GPU", speedrun),
+    "winograd": ("Convolutions of long measurements on a CPU", winograd),
 }
 
 
