@@ -99,7 +99,7 @@ def matrix_rate(found: dict[str, Any]) -> Iterator[str]:
 
 
 def winograd(found: dict[str, Any]) -> Iterator[str]:
-    yield "What `measure_recipes.py --winograd` convolves with, the package does not use it, and it is for CPUs without bf16."
+    yield "What `measure_recipes.py --winograd` convolves with on CPUs without bf16; the package does not use it."
     yield "Largest differences from float64, as parts of its largest value, of outputs, gradients of inputs and of"
     yield "filters; time of forward and backward over that of torch's float32 convolution.\n"
     rows = []
