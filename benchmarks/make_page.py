@@ -109,7 +109,7 @@ def winograd(found: dict[str, Any]) -> Iterator[str]:
         )
         rows.append((layer, *differences, spread(measured["seconds_of_torch"])))
     yield from table(("channels", "Winograd", "torch in float32", "time"), rows)
-    yield f"\nA training step of the custom ResNet: {spread(found['step_of_torch'])} of the time.\n"
+    yield f"\nA training step of the custom ResNet: {spread(found['step_of_torch'])} of the time."
 
 
 def input_pipelines(found: dict[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 torch convolves in float32 directly. Winograd's F(4x4, 3x3), which cuDNN uses on GPUs, gives the same sums in another
 order: outputs and gradients differ by about 1e-5 of the largest (`python benchmarks/winograd.py` shows it, and the
 ratio of the times). The kernels, `winograd.cpp`, are compiled when they are first used; that needs a C++ compiler and
-ninja. Only runs that ask for it have it: `measure_recipes.py --winograd`, and their records say so.
+ninja. Only runs with `--winograd`, of `measure_recipes.py` and `try_means.py`, have it, and their records say so.
 """
 
 from __future__ import annotations
