@@ -201,8 +201,10 @@ def test_json(tmp_path):
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    leftover = tmp_path / f".last.ckpt.{int(dead.stdout)}-0123abcd.part"
-    kept = [tmp_path / f".last.ckpt.{os.getpid()}-0123abcd.part", tmp_path / ".mine.part", tmp_path / "last.ckpt"]
+    host = _files._host()
+    leftover = tmp_path / f".last.ckpt.{host}.{int(dead.stdout)}-0123abcd.part"
+    names = (f".last.ckpt.{host}.{os.getpid()}-0123abcd.part", f".last.ckpt.0a1b2c3d.{int(dead.stdout)}-0123abcd.part")
+    kept = [tmp_path / name for name in (*names, ".mine.part", "last.ckpt")]  # the second one is of another machine
     for file in (leftover, *kept):
         file.write_bytes(b"")
     _files.remove_leftovers(tmp_path)

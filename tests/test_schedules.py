@@ -112,3 +112,34 @@ def test_one_cycle_may_end_at_nothing():
     assert (
         rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(0.4) and rates[-1] == pytest.approx(0, abs=1e-9)
     )
+
+
+def test_cosine_keeps_the_proportion_of_its_groups_and_is_torchs():
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = torch.optim.SGD([{"params": [weights[0]], "lr": 0.01}, {"params": [weights[1]], "lr": 0.1}])
+    scheduler = schedules.cosine(0.1, final_lr=0.05).build(groups, 2, 5)
+    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(alone, 10, eta_min=0.05)
+    for _ in range(11):
+        first, second = (group["lr"] for group in groups.param_groups)
+        assert first == pytest.approx(0.1 * second) and second == pytest.approx(alone.param_groups[0]["lr"])
+        for step in (groups, scheduler, alone, theirs):
+            step.step()
+
+
+def test_groups_that_ended_at_0_keep_their_proportion():
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 0.01}, {"params": [weights[1]], "lr": 0.1}])
+    scheduler = schedules.linear().build(optimizer, 1, 3)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+    schedules.one_cycle(0.5, peak_epoch=1).build(optimizer, 2, 3)
+    assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.5])
+
+
+def test_warm_up_of_nothing_is_nothing():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    schedules.warm_up(1, final_lr=0.1).build(optimizer, 2, 3)
+    assert optimizer.param_groups[0]["lr"] == 0

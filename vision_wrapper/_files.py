@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def replacing(path: PathLike, size: int) -> Iterator[BinaryIO]:
     The content goes to a neighbour, is synced and renamed. Permissions follow the umask. Raises `FileWriteError`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -76,11 +77,16 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Remove what processes that were killed while they wrote left in a folder."""
-    for part in Path(folder).glob(".*.part"):
+    """Remove what processes of this machine that were killed while they wrote left in a folder."""
+    for part in Path(folder).glob(f".*.{_host()}.*.part"):
         process = re.search(r"\.(\d+)-[0-9a-f]{8}\.part$", part.name)
         if process and not _is_running(int(process[1])):
             part.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This machine, in eight hexadecimal digits: on a shared disk others may be writing."""
+    return hashlib.blake2b(platform.node().encode(errors="replace"), digest_size=4).hexdigest()
 
 
 def _is_running(process: int) -> bool:
@@ -181,6 +187,11 @@ def write_tensors(path: PathLike, kind: str, tree: Any, **metadata: str) -> None
     at = blob.index(_DIGEST_KEY + _NO_DIGEST.encode()) + len(_DIGEST_KEY)
     blob[at : at + 64] = hashlib.sha256(blob).hexdigest().encode()
     write_bytes(path, bytes(blob))
+
+
+def check_savable(tree: Any) -> None:
+    """Raise `CheckpointError` for a value that `write_tensors` cannot hold."""
+    _encode(tree, {}, "")
 
 
 def read_tensors(path: PathLike, kind: str) -> tuple[Any, dict[str, str]]:

@@ -28,6 +28,7 @@ DRAWS = 16  # looks of one image by each worker; with a flip alone two workers a
 NEAR = 0.975  # correlation of two thumbnails; of CIFAR-10's cars, what lies above is the same picture again
 FLAT = 8.0  # of 255: deviation of a thumbnail below which every image is like every other
 BATCH_OF_ONE = "A batch of one image cannot train a network with batch norm; use another batch_size, or drop_last=True."
+IGNORED = -100  # what torch's losses of classes take for no class
 _BLOCK = 2048  # thumbnails compared at once
 
 
@@ -179,8 +180,9 @@ def check_duplicates(data: ImageData, near: bool = False) -> Iterator[Finding]:
         if name == "train":
             continue
         shared = {i: [first[digest]] for i, digest in enumerate(digests[name]) if digest in first}
-        everywhere = [i for i, digest in enumerate(digests["train"]) if digest in set(digests[name])]
         if shared:
+            others = set(digests[name])
+            everywhere = [i for i, digest in enumerate(digests["train"]) if digest in others]
             yield _in_both("duplicate", "the same", data, name, shared, everywhere)
         if near:
             alike = _near_duplicates(getattr(data, name), data.train)
@@ -268,7 +270,7 @@ def check_loader(name: str, loader: Any, data: ImageData | None = None) -> Itera
     """What a loader's first batches show: values, targets, randomness where there must be none, workers' streams."""
     inputs, _ = _first_batch(loader, 0)
     yield from check_values(inputs, name)
-    if isinstance(loader, Loader):
+    if isinstance(loader, Loader) and (name == "train" or data is not None):
         yield from _check_statistics(name, loader, data)
     if name == "train":
         yield from _check_last_batch(loader)
@@ -396,7 +398,12 @@ def _first_batch(loader: Any, epoch: int) -> tuple[Tensor, Tensor]:
 
 
 def check_batch(
-    model: nn.Module, inputs: Tensor, targets: Tensor, classes: int | None = None, wants_logits: bool = True
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int | None = None,
+    wants_logits: bool = True,
+    ignore_index: int | None = IGNORED,
 ) -> Iterator[Finding]:
     """Whether a model can be trained on a batch, on the model's device. `Trainer.fit` asks this of its first one.
 
@@ -406,6 +413,7 @@ def check_batch(
         targets: (N,) whole numbers, or anything else, of which less can be said.
         classes: how many there are, where that is known.
         wants_logits: whether the loss takes a softmax itself, as cross-entropy does.
+        ignore_index: the target that the loss passes over; None where the loss may take whole numbers for anything.
     """
     if len(inputs) != len(targets):
         message = f"A batch has {len(inputs)} inputs but {len(targets)} targets."
@@ -414,11 +422,16 @@ def check_batch(
     if len(inputs) == 1 and has_batch_norm(model):
         yield Finding("batch_of_one", "error", BATCH_OF_ONE, "")
     yield from check_values(inputs)
-    yield from check_model(model, inputs[:2], targets, classes, wants_logits)
+    yield from check_model(model, inputs[:2], targets, classes, wants_logits, ignore_index)
 
 
 def check_model(
-    model: nn.Module, inputs: Tensor, targets: Tensor, classes: int | None = None, wants_logits: bool = True
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int | None = None,
+    wants_logits: bool = True,
+    ignore_index: int | None = IGNORED,
 ) -> Iterator[Finding]:
     """Whether a model takes the inputs, has an output for each class, and returns logits; see `check_batch`."""
     with preserve_mode(model), torch.no_grad():
@@ -439,8 +452,10 @@ def check_model(
             "For classes, use targets.long().flatten().",
         )
     elif targets.ndim == 1 and not targets.is_floating_point():
-        yield from check_targets(targets, logits.shape[1])
-        yield from check_outputs(logits, classes, wants_logits)
+        if ignore_index is not None:
+            yield from check_targets(targets[targets != ignore_index], logits.shape[1])
+        if ignore_index is not None or logits.shape[1] > 1:
+            yield from check_outputs(logits, classes, wants_logits)
 
 
 def _fit_cross_entropy(targets: Tensor, outputs: int) -> bool:
@@ -460,7 +475,7 @@ def does_not_take(model: nn.Module, inputs: Tensor, error: Exception) -> Finding
 
 def check_targets(targets: Tensor, outputs: int) -> Iterator[Finding]:
     """Targets that the model's outputs do not have."""
-    low, high = int(targets.min()), int(targets.max())
+    low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
     if low < 0 or high >= outputs:
         yield Finding(
             "target_outside",
@@ -495,8 +510,9 @@ def _sum_to_one(values: Tensor) -> bool:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any module normalises over the batch."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+    """Whether any module normalises over the batch in training; one that is frozen, in eval mode alone, does not."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return any(module.training or not model.training for module in norms)
 
 
 def _some(names: list[str]) -> str:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vision_wrapper._files import PathLike, read_tensors, remove_leftovers, write_tensors
+from vision_wrapper._files import PathLike, check_savable, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
 from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.checks import check_pair
+from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.optimizers import Lookahead
 
@@ -37,6 +38,10 @@ def load(trainer: Trainer, path: PathLike) -> None:
     with _all_or_nothing(trainer, path):
         _check_trainer(trainer, state, path)
         _restore_trainer(trainer, state)
+        if state["run"] is not None and state["run"]["average"] is not None:
+            average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
+            average.load([tensor.to(trainer.device) for tensor in state["run"]["average"]])
+            average.swap()
         set_random_states(state["random"])
 
 
@@ -66,7 +71,8 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "epoch_random": run.epoch_random,
         "loader_random": loader_states(run.loader),
     }
-    write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), "run": position})
+    trained = {"epochs_trained": run.first_epoch + run.epoch}
+    write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), **trained, "run": position})
 
 
 def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | None:
@@ -88,6 +94,19 @@ def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | 
         _check_same_run(run, state["run"]["settings"], extend)
         _check_trainer(trainer, state, run.checkpoint)
     return state
+
+
+def check_schedule(run: _Fit) -> None:
+    """Raise `CheckpointError`, before anything is trained, where the schedule's state cannot be kept."""
+    if run.checkpoint is not None:
+        check_savable({"schedule": run.scheduler.state_dict()})
+
+
+def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give the groups the rates that the run in the checkpoint began with: its schedule is built from them."""
+    for group, kept in zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+        rate = float(kept.get("initial_lr", kept["lr"]))
+        group["lr"] = group["lr"].new_tensor(rate) if isinstance(group["lr"], Tensor) else rate
 
 
 def restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import has_batch_norm
+from vision_wrapper.data.check import IGNORED, has_batch_norm
 from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
 from vision_wrapper.trainer.callbacks import Callback
 
@@ -59,6 +59,18 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         raise SettingError(
             f"The optimizer holds {what} the model's parameters. Make it after the model, from model.parameters()."
         )
+
+
+def takes_logits(loss_fn: Any) -> bool:
+    """Whether a loss is cross-entropy, which takes the softmax itself."""
+    return loss_fn is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
+
+
+def ignored_class(loss_fn: Any) -> int | None:
+    """The target that a loss of classes passes over; None for a loss of which nothing is known."""
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return loss_fn.ignore_index
+    return IGNORED if loss_fn in (nn.functional.cross_entropy, nn.functional.nll_loss) else None
 
 
 def check_trainable(model: nn.Module) -> None:

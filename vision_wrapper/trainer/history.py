@@ -14,11 +14,12 @@ COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accur
 
 
 class History:
-    """Rows with `epoch` (from 1), `lr` (of the last step), losses, accuracies in [0, 1] and `seconds`.
+    """Rows with `epoch` (from 1), `lr`, losses, accuracies in [0, 1] and `seconds`.
 
-    `len(history)` counts epochs; `history[-1]` is a row (a dict), `history["val_accuracy"]` a column (a list).
-    Validation columns hold None where nothing was validated. `history.batches` has rows with `step`, `epoch`, `lr` and
-    `loss` if `fit(batch_history=True)` was asked for.
+    `lr` is that of the last step and, of several groups, of the one with the largest. `len(history)` counts epochs;
+    `history[-1]` is a row (a dict), `history["val_accuracy"]` a column (a list). Validation columns hold None where
+    nothing was validated. `history.batches` has rows with `step`, `epoch`, `lr` and `loss` if `fit(batch_history=True)`
+    was asked for.
     """
 
     def __init__(self, rows: list[dict[str, Any]] | None = None, batches: list[dict[str, Any]] | None = None):

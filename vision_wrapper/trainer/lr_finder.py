@@ -15,6 +15,7 @@ from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.trainer.optimizers import Lookahead
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -81,6 +82,8 @@ def run_lr_finder(
         if not trainer.model.training:
             trainer.model.train()
         trainer.optimizer.zero_grad(set_to_none=True)
+        if isinstance(trainer.optimizer, Lookahead):
+            trainer.optimizer.restart()
         for group in trainer.optimizer.param_groups:
             group.pop("initial_lr", None)  # of an attached scheduler, from which the test would start
         finder = finder_class(trainer, val_loader)

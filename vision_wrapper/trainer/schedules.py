@@ -18,6 +18,8 @@ from torch.optim import lr_scheduler as torch_schedulers
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
 
+_RATES = ("lr", "initial_lr")  # of an optimizer's group; the second one is noted by torch's schedulers
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -73,6 +75,7 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
     name = getattr(function, "__name__", type(function).__name__)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, None)
         scheduler = function(optimizer)
         if isinstance(scheduler, torch_schedulers.ReduceLROnPlateau):
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
@@ -146,9 +149,10 @@ def one_cycle(
             )
         if three_phase and 2 * peak > epochs:
             raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
+        _start_at(optimizer, max_lr)
         return torch_schedulers.OneCycleLR(
             optimizer,
-            max_lr=[max_lr * share for share in _shares(optimizer)],
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total,
             pct_start=peak / epochs,
             anneal_strategy=anneal,
@@ -168,7 +172,7 @@ def one_cycle(
 def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     """Down along half a cosine over the run (Loshchilov & Hutter 2016, arXiv:1608.03983), by batch.
 
-    `max_lr` None starts at the optimizer's own rate.
+    `max_lr` None starts at the optimizer's own rates; `final_lr` is of the group with the largest.
     """
     _check_optional_rate("max_lr", max_lr)
     if final_lr != 0:
@@ -176,7 +180,12 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
-        return torch_schedulers.CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch, eta_min=final_lr)
+        end, total = _final_share(optimizer, final_lr), epochs * steps_per_epoch
+
+        def factor(step: int) -> float:
+            return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, step / total))) / 2
+
+        return torch_schedulers.LambdaLR(optimizer, factor)
 
     return Schedule("cosine", build, "batch", arguments={"max_lr": max_lr, "final_lr": final_lr})
 
@@ -192,13 +201,11 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
-        highest = max(float(group["lr"]) for group in optimizer.param_groups)
-        if final_lr > highest:
+        if final_lr > _highest(optimizer):
             raise SettingError(
-                f"linear falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above."
+                f"linear falls from the highest rate, {_highest(optimizer):g}, to final_lr={final_lr!r}: it is above."
             )
-        end = final_lr / highest if highest else 0.0  # from 0, where another fit has ended, it stays there
-        total = epochs * steps_per_epoch
+        end, total = _final_share(optimizer, final_lr), epochs * steps_per_epoch
         return torch_schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=total)
 
     return Schedule("linear", build, "batch", arguments={"max_lr": max_lr, "final_lr": final_lr})
@@ -213,6 +220,7 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
         raise SettingError(f"factor must be a positive number, got {factor!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, None)
         return torch_schedulers.MultiStepLR(optimizer, list(milestones), gamma=factor)
 
     return Schedule("multi_step", build, "epoch", arguments={"milestones": list(milestones), "factor": factor})
@@ -237,6 +245,7 @@ def plateau(
         raise SettingError(f"monitor must be val_loss, val_accuracy, train_loss or train_accuracy, got {monitor!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        _start_at(optimizer, None)
         mode = "min" if monitor.endswith("loss") else "max"
         return torch_schedulers.ReduceLROnPlateau(
             optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=min_lr
@@ -257,8 +266,7 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
         if warm_up_epochs > epochs:
             raise SettingError(f"warm_up_epochs={warm_up_epochs} is longer than the run of {epochs} epochs.")
         _start_at(optimizer, max_lr)
-        peak = max(float(group["lr"]) for group in optimizer.param_groups)
-        end = 1.0 if final_lr is None else final_lr / peak
+        end = 1.0 if final_lr is None else _final_share(optimizer, final_lr)
         rise, total = max(1, round(warm_up_epochs * steps_per_epoch)), epochs * steps_per_epoch
 
         def factor(step: int) -> float:
@@ -310,14 +318,33 @@ def _check_optional_rate(name: str, value: Any) -> None:
         raise SettingError(f"{name} must be a positive number, got {value!r}.")
 
 
+def _highest(optimizer: Optimizer) -> float:
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _final_share(optimizer: Optimizer, final_lr: float) -> float:
+    """What part of its rate each group ends at; from 0, where another fit has ended, none goes on."""
+    highest = _highest(optimizer)
+    return final_lr / highest if highest else 0.0
+
+
 def _shares(optimizer: Optimizer) -> list[float]:
-    """Each group's rate as a share of the largest one; where all are 0, all are alike."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(rates)
-    return [rate / largest for rate in rates] if largest > 0 else [1.0] * len(rates)
+    """Each group's rate as a share of the largest one; where all have ended at 0, of those they began with."""
+    for rates in ([float(group[name]) for group in optimizer.param_groups if name in group] for name in _RATES):
+        if len(rates) == len(optimizer.param_groups) and max(rates) > 0:
+            return [rate / max(rates) for rate in rates]
+    return [1.0] * len(optimizer.param_groups)
+
+
+def leading_group(optimizer: Optimizer) -> int:
+    """Which group has the largest rate: the one that schedules, the LR finder and the history speak of."""
+    shares = _shares(optimizer)
+    return shares.index(max(shares))
 
 
 def _start_at(optimizer: Optimizer, lr: float | None) -> None:
-    if lr is not None:
-        for group, share in zip(optimizer.param_groups, _shares(optimizer), strict=False):
+    """Let the largest rate be `lr`, the others in proportion; None keeps them. What a former schedule noted is gone."""
+    for group, share in zip(optimizer.param_groups, _shares(optimizer), strict=True):
+        group.pop("initial_lr", None)  # torch would start there
+        if lr is not None:
             group["lr"] = lr * share

@@ -44,16 +44,18 @@ from vision_wrapper.trainer.checks import (
     check_pair,
     check_settings,
     check_trainable,
+    ignored_class,
     not_finite,
     out_of_memory,
     position,
+    takes_logits,
 )
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
-from vision_wrapper.trainer.schedules import Schedule, from_function
+from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
 OWN_NETWORKS = (CustomResNet, ResNet, WhitenedConvNet)
@@ -77,6 +79,7 @@ class _Fit(Run):
     first_epoch: int = 0  # epochs the trainer had trained before this fit
     schedule: Schedule | None = None
     scheduler: Any = None
+    leader: int = 0  # the group of the optimizer whose rate the history keeps
     checkpoint: Path | None = None
     checkpoint_seconds: float = math.inf
     settings: dict[str, Any] = field(default_factory=dict)
@@ -199,16 +202,22 @@ class Trainer:
         scales = self._scaler.is_enabled()
         (self._scaler.scale(total) if scales else total).backward()
         if update:
-            if self.clip_norm is not None:
-                self._scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self._clip_gradients()
             self._optimizer_step()
-            if scales:
-                self._scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self._average is not None:
-                self._average.update()
+            self._after_step()
         return loss.detach(), logits.detach()
+
+    def _clip_gradients(self) -> None:
+        if self.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+
+    def _after_step(self) -> None:
+        if self._scaler.is_enabled():
+            self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update()
 
     def fit(
         self,
@@ -257,9 +266,11 @@ class Trainer:
         self._check_validation(val_loader)
         if self.device.type == "cpu":
             keep_freed_memory()
+        begun = False
         try:
             with _stop_on_interrupt(run), _deterministic(self.deterministic):
                 self._begin(run, kept)
+                begun = True
                 run.call("on_fit_start")
                 while run.epoch < run.epochs and run.stop is None:
                     self._train_epoch(run)
@@ -277,38 +288,50 @@ class Trainer:
                 raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
             raise
         finally:
-            run.call("on_fit_end")
-            if self._average is not None:
-                self._average.swap()
-                self._average = None
-            _detach_scheduler(self.optimizer, run.scheduler)
-        self.epochs_trained = run.first_epoch + run.epoch
-        self.interrupted = run.interrupted
+            try:
+                if begun:
+                    run.call("on_fit_end")
+            finally:
+                self._end(run)
         return run.history
 
     def _begin(self, run: _Fit, kept: dict[str, Any] | None) -> None:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
-        if run.schedule is not None:
-            steps = math.ceil((run.batches or 1) / self.accumulate)
-            with _unchanged_on_error(self.optimizer):
-                run.scheduler = run.schedule.build(self.optimizer, run.epochs, steps)
-            # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
-            vars(self.optimizer)["_opt_called"] = True
         if self.ema is not None:
             self._average = WeightAverage(self.model, self.ema)
-        if kept is not None:
-            checkpoints.restore(self, run, kept)
-        elif isinstance(self.optimizer, Lookahead):
+        with _unchanged_on_error(self.optimizer):
+            if run.schedule is not None:
+                self._attach(run, run.schedule, kept)
+            if kept is not None:
+                checkpoints.restore(self, run, kept)
+        if kept is None and isinstance(self.optimizer, Lookahead):
             self.optimizer.restart()
+        run.leader = leading_group(self.optimizer)
         if not self.model.training:
             self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _attach(self, run: _Fit, schedule: Schedule, kept: dict[str, Any] | None) -> None:
+        if kept is not None:
+            checkpoints.rewind_rates(self.optimizer, kept)
+        run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
+        # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
+        vars(self.optimizer)["_opt_called"] = True
+        checkpoints.check_schedule(run)
+
+    def _end(self, run: _Fit) -> None:
+        """Leave the model with its average, and the optimizer without the schedule."""
+        if self._average is not None:
+            self._average.swap()
+            self._average = None
+        _detach_scheduler(self.optimizer, run.scheduler)
+        self.epochs_trained = run.first_epoch + run.epoch
+        self.interrupted = run.interrupted
 
     def _train_epoch(self, run: _Fit) -> None:
         started = time.monotonic()
         batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
         started -= run.seconds
-        run.call("on_epoch_start")
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_step = True
@@ -318,7 +341,8 @@ class Trainer:
                 raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
             window, update = _accumulation(run, self.accumulate)
-            run.rates.append(self.optimizer.param_groups[0]["lr"])
+            rate = self.optimizer.param_groups[run.leader]["lr"]
+            run.rates.append(rate.clone() if isinstance(rate, Tensor) else rate)  # schedules change a tensor in place
             loss, logits = self.train_step(inputs, targets, window=window, update=update)
             run.losses.append(loss)
             run.sizes.append(size)
@@ -339,24 +363,43 @@ class Trainer:
                 next_checkpoint = time.monotonic() + run.checkpoint_seconds
                 if run.interrupted:
                     return
-        run.in_step = False
-        run.seconds = time.monotonic() - started
         if not run.batch:
             raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
+        self._finish_window(run)
+        run.in_step = False
+        run.seconds = time.monotonic() - started
+        if run.interrupted:  # after the last batch, as while the loader's processes end
+            checkpoints.write(self, run)
+
+    def _finish_window(self, run: _Fit) -> None:
+        """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
+        window, update = _accumulation(run, self.accumulate, run.batch - 1)
+        if update:
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, window / (run.batch % self.accumulate))  # each loss counted as 1 / window
+        self._clip_gradients()
+        self._optimizer_step()
+        self._after_step()
+        if run.schedule is not None and run.schedule.every == "batch":
+            run.scheduler.step()
 
     def _epoch_batches(self, run: _Fit) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
         loader, epoch = run.loader, run.first_epoch + run.epoch
+        resumed, run.resume_random = run.resume_random, None
         if run.batch == 0:
+            if resumed is not None:
+                set_random_states(resumed)
             run.epoch_random = {**random_states(), "loader": loader_states(loader)}
             _reset_epoch(run, self.device)
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
             set_loader_states(loader, run.epoch_random["loader"])
         batches = self._batches(loader, epoch, run.batch)
-        if run.resume_random is not None:
-            set_random_states(run.resume_random)
-            run.resume_random = None
+        run.call("on_epoch_start")
+        if run.batch and resumed is not None:  # what was drawn until here had been drawn before
+            set_random_states(resumed)
         if not run.checked:
             run.checked = True
             first = next(batches, None)
@@ -382,9 +425,6 @@ class Trainer:
         return batches
 
     def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
-        if _gradients_left(run, self.accumulate):
-            self._optimizer_step()
-            self.optimizer.zero_grad(set_to_none=True)
         losses, correct = self._read_losses(run), run.count_hits()
         checkpoints.write(self, run)
         evaluation = None
@@ -409,7 +449,7 @@ class Trainer:
             ]
         run.history.rows.append(row)
         if run.schedule is not None and run.schedule.every == "epoch":
-            run.scheduler.step(*([row[run.schedule.monitor]] if run.schedule.monitor else []))
+            run.scheduler.step(*([_watched(row, run.schedule.monitor)] if run.schedule.monitor else []))
         run.epoch += 1
         run.batch, run.seconds = 0, 0.0
         run.call("on_epoch_end")
@@ -516,7 +556,8 @@ class Trainer:
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         try:
-            return self.loss_fn(logits, targets)
+            with torch.inference_mode():  # a loss may have parameters of its own
+                return self.loss_fn(logits, targets)
         except (IndexError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) "
@@ -544,18 +585,17 @@ class Trainer:
         inputs, targets = self._prepare(*check_pair(batch))
         classes = len(loader.classes) if isinstance(loader, Loader) else None
         with self._autocast:
-            findings = list(check_batch(self.model, inputs, targets, classes, self._uses_cross_entropy()))
+            wants_logits, ignore_index = takes_logits(self.loss_fn), ignored_class(self.loss_fn)
+            findings = list(check_batch(self.model, inputs, targets, classes, wants_logits, ignore_index))
         for finding in findings:
             if finding.severity == "error" and (training or finding.check != "batch_of_one"):
                 raise DataError(str(finding))
             if training and finding.severity == "warning":
                 warnings.warn(str(finding), stacklevel=5)
 
-    def _uses_cross_entropy(self) -> bool:
-        return self.loss_fn is nn.functional.cross_entropy or isinstance(self.loss_fn, nn.CrossEntropyLoss)
-
     def _weight_sum(self) -> Tensor:
-        return torch.stack([p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]).sum()
+        sums = [p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
+        return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 
     # ---- finding a rate, saving
 
@@ -611,17 +651,25 @@ def _length(loader: Any) -> int | None:
         return None
 
 
-def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
-    """(batches in the window this batch is in, whether it is its last); the last window of an epoch may be shorter."""
+def _accumulation(run: _Fit, accumulate: int, batch: int | None = None) -> tuple[int, bool]:
+    """(batches in the window a batch is in, whether it is its last); the last window of an epoch may be shorter.
+
+    It may also end before it was to, where the loader's length is unknown or wrong.
+    """
     if accumulate == 1:
         return 1, True
-    first = run.batch - run.batch % accumulate
-    window = accumulate if run.batches is None else min(accumulate, run.batches - first)
-    return window, run.batch == first + window - 1
+    batch = run.batch if batch is None else batch
+    first = batch - batch % accumulate
+    left = run.batches - first if run.batches is not None and batch < run.batches else accumulate
+    window = min(accumulate, left)
+    return window, batch == first + window - 1
 
 
-def _gradients_left(run: _Fit, accumulate: int) -> bool:
-    return run.batches is None and run.batch % accumulate != 0
+def _watched(row: dict[str, Any], monitor: str) -> float:
+    """The value that a schedule asks for."""
+    if row[monitor] is None:
+        raise SettingError(f"The schedule watches {monitor}, which targets that are no classes do not have.")
+    return row[monitor]
 
 
 def _are_classes(logits: Tensor, targets: Tensor) -> bool:
