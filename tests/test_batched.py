@@ -328,3 +328,18 @@ def test_training_with_mixed_targets(tiny):
     assert history[-1]["train_accuracy"] is None and history[-1]["val_accuracy"] is not None
     assert viz.plot_history(history) is not None
     assert trainer.find_lr(mixed.train, num_iter=12).losses
+
+
+@pytest.mark.parametrize("augment", ["flip", (Cutout(4),), (RandomCrop(),), "crop_flip_cutout"], ids=str)
+def test_grey_images_turned_from_channels_first_are_augmented_alike(augment):
+    """An axis of length 1 has any stride and is contiguous still."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 256, (20, 1, 16, 16), dtype=np.uint8)
+    labels = np.arange(20) % 2
+
+    def batch(pixels):
+        images = data.from_arrays((pixels, labels), (pixels, labels), channels=1)
+        return next(data.make_loaders(images, augment, batch_size=20, seed=1).train.batches(0))[0]
+
+    turned = first.transpose(0, 2, 3, 1)
+    assert torch.equal(batch(turned), batch(np.ascontiguousarray(turned.reshape(-1)).reshape(20, 16, 16, 1)))

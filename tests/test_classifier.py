@@ -412,3 +412,20 @@ def test_a_temperature_stays_with_the_classifier(tmp_path):
     assert exported[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     with pytest.raises(SettingError, match="temperature must be"):
         save_classifier(tmp_path / "x", model, preprocess, list("abc"), temperature=0)
+
+
+def of_channels(channels):
+    preprocess = Preprocess((8, 8), channels, (0.5,) * channels, (0.2,) * channels)
+    return Classifier(models.CustomResNet(**SMALL, in_channels=channels).eval(), preprocess, CLASSES)
+
+
+def test_an_image_without_pixels_is_named():
+    classifier = of_channels(3)
+    with pytest.raises(DataError, match="an image with pixels"):
+        classifier.predict([np.zeros((0, 4, 3), np.uint8)])
+
+
+def test_one_image_of_as_many_channels_as_the_classifier_has():
+    classifier = of_channels(4)
+    image = np.zeros((8, 8, 4), np.uint8)
+    assert len(classifier.predict(image)) == len(classifier.predict(image[None])) == 1

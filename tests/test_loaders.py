@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import albumentations as A
 import numpy as np
@@ -468,3 +472,41 @@ def test_progressive_sizes_begin_small_and_end_whole(tiny):
 def test_progressive_sizes_that_cannot_be(tiny, steps):
     with pytest.raises(SettingError, match="progressive_size"):
         data.make_loaders(tiny, progressive_size=steps)
+
+
+def slow(image):
+    time.sleep(0.05)
+    return image
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+sys.path.insert(0, {tests!r})
+from test_loaders import slow
+import numpy as np, torch
+from vision_wrapper import data, models
+from vision_wrapper.trainer import Trainer
+
+if __name__ == "__main__":
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 2
+    loader = data.make_loaders(data.from_arrays((x, y), (x, y)), slow, batch_size=4, num_workers=1).train
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
+    threading.Timer(1.0, lambda: os.killpg(os.getpgrp(), signal.SIGINT)).start()
+    trainer.fit(loader, epochs=20, checkpoint={path!r})
+    print("interrupted", trainer.interrupted, os.path.exists({path!r}))
+"""
+
+
+def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path):
+    """A terminal sends it to every process; the step under way needs its batches still."""
+    (tmp_path / "train.py").write_text(INTERRUPTED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "c")))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "train.py"], capture_output=True, text=True, start_new_session=True, timeout=120
+    )
+    assert done.stdout == "interrupted True True\n", done.stderr
+
+
+def test_leaving_out_takes_indices_alone(tiny):
+    with pytest.raises(DataError, match="indices of samples, whole numbers; got bool"):
+        data.leave_out(tiny, train=np.ones(len(tiny.train), bool))

@@ -94,7 +94,7 @@ class Classifier:
             self.model.eval()
             return [
                 prediction
-                for batch in _batches(_as_images(images), batch_size)
+                for batch in _batches(_as_images(images, self.preprocess.channels), batch_size)
                 for prediction in self._predict_batch(batch)
             ]
 
@@ -312,14 +312,14 @@ def _probe(model: nn.Module, preprocess: Preprocess, num_classes: int) -> None:
         )
 
 
-def _as_images(images: Any) -> Iterable[Any]:
+def _as_images(images: Any, channels: int) -> Iterable[Any]:
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
     if not isinstance(images, (np.ndarray, Tensor)):
         if isinstance(images, (bytes, dict)) or not hasattr(images, "__iter__"):
             raise DataError(f"Expected a path, an image, or a sequence of these; got {type(images).__name__}.")
         return images
-    if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)):
+    if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, channels)):
         return [images]
     if images.ndim == 4:
         return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -113,15 +114,29 @@ class Loader:
             order[first : first + self.batch_size]
             for first in range(start * self.batch_size, len(order), self.batch_size)
         ][: len(self) - start]
-        requests = [(epoch, chunk) for chunk in chunks]
+        requests = [self._request(order, epoch, chunk) for chunk in chunks]
+        for raw, chunk in zip(self._produce(requests), chunks, strict=True):
+            yield self._finished(raw, epoch, chunk, channels_last)
+
+    def inputs(self, epoch: int, indices: np.ndarray) -> Tensor:
+        """What training sees of samples in an epoch, float32 (N, C, H, W); as in `batches`, but on the CPU."""
+        raw = self._samples[self._request(self.order(epoch), epoch, indices)]
+        return self._finished(raw, epoch, indices)[0]
+
+    def _request(self, order: np.ndarray, epoch: int, indices: np.ndarray) -> tuple[int, np.ndarray]:
+        """What `_Samples` is asked for: the samples and, where they are mixed, their partners."""
+        if self._mixer is None:
+            return epoch, indices
+        return epoch, np.concatenate([indices, self._mixer.partners(order, epoch, indices)])
+
+    def _finished(
+        self, raw: tuple[Tensor, Tensor], epoch: int, indices: np.ndarray, channels_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """What `_Samples` gave, normalised, mixed and at the size of the epoch."""
+        images, targets = self.preprocess.normalise(raw[0], channels_last), raw[1]
         if self._mixer is not None:
-            partners = (self._mixer.partners(order, epoch, chunk) for chunk in chunks)
-            requests = [(epoch, np.concatenate(pair)) for pair in zip(chunks, partners, strict=True)]
-        for (images, targets), chunk in zip(self._produce(requests), chunks, strict=True):
-            images = self.preprocess.normalise(images, channels_last)
-            if self._mixer is not None:
-                images, targets = self._mixer(images, targets, epoch, chunk)
-            yield self._sized(images, epoch, channels_last), targets
+            images, targets = self._mixer(images, targets, epoch, indices)
+        return self._sized(images, epoch, channels_last), targets
 
     def _sized(self, images: Tensor, epoch: int, channels_last: bool) -> Tensor:
         """The images (N, C, H, W) at the size of this epoch."""
@@ -173,7 +188,7 @@ class Loader:
         """What makes a run over this loader the same run again (plain values)."""
         return {
             "samples": len(self.split),
-            "content": self._fingerprint(),
+            "content": fingerprint(self.split),
             "classes": list(self.classes),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
@@ -188,13 +203,6 @@ class Loader:
             **({"progressive_size": [list(step) for step in self.progressive_size]} if self.progressive_size else {}),
         }
 
-    def _fingerprint(self) -> str:
-        """Of the labels and of a few images: enough to tell two data sets apart, and quick."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.split.labels).tobytes(), digest_size=8)
-        for index in np.linspace(0, len(self.split) - 1, _FINGERPRINTED).astype(int):
-            digest.update(self.split[int(index)][0].tobytes())
-        return digest.hexdigest()
-
 
 class Loaders(NamedTuple):
     """What `make_loaders` returns; `val` is None where there is no validation split."""
@@ -203,6 +211,14 @@ class Loaders(NamedTuple):
     val: Loader | None
     test: Loader
     preprocess: Preprocess
+
+
+def fingerprint(split: Split) -> str:
+    """Of the labels and of a few images: enough to tell two data sets apart, and quick."""
+    digest = hashlib.blake2b(np.ascontiguousarray(split.labels).tobytes(), digest_size=8)
+    for index in np.linspace(0, len(split) - 1, _FINGERPRINTED).astype(int):
+        digest.update(split[int(index)][0].tobytes())
+    return digest.hexdigest()
 
 
 class _Samples:
@@ -244,8 +260,10 @@ class _Samples:
         return torch.from_numpy(np.stack(images)), labels
 
     def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
-        # Indexing copies, but keeps a transposed array's order in memory, which whole batches do not take.
+        # Indexing copies, but keeps a transposed array's order in memory, which whole batches do not take. Reshaping
+        # makes the strides the usual ones: of a side of length 1, numpy keeps any and calls that contiguous.
         images = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
+        images = images.reshape(-1).reshape(images.shape)
         if images.shape[3] != self.preprocess.channels:
             images = np.repeat(images, self.preprocess.channels, axis=3)
         return images if self.batched is None else self.batched(images, epoch, indices)
@@ -321,6 +339,11 @@ class _Returning:
             return error
 
 
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C in a terminal reaches every process; the one that trains ends its step first, and needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _Workers:
     """Processes that live as long as the loader, and are given each epoch's batches in turn."""
 
@@ -334,6 +357,7 @@ class _Workers:
                 sampler=self._requests,
                 num_workers=count,
                 persistent_workers=True,
+                worker_init_fn=_ignore_interrupt,
             )
 
     def run(self, requests: list[tuple[int, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor]]:

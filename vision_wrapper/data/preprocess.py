@@ -55,6 +55,8 @@ class Preprocess:
         """A uint8 image (H, W, C) of any size to (*size, C): cut at the centre to that shape, then scaled."""
         if image.ndim != 3 or image.shape[2] != self.channels:
             raise DataError(f"Expected an image (H, W, {self.channels}), got shape {image.shape}.")
+        if not image.size:
+            raise DataError(f"Expected an image with pixels, got shape {image.shape}.")
         height, width = self.size
         if image.shape[:2] == (height, width):
             return image
@@ -83,6 +85,12 @@ class Preprocess:
             return rows.view(images.shape).permute(0, 3, 1, 2)
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
+
+    def denormalise(self, inputs: Tensor) -> np.ndarray:
+        """Inputs (N, C, H, W) as pixels again, uint8 (N, H, W, C): `normalise` undone, rounded and cut to 0..255."""
+        scale, shift = (constant.view(-1, 1, 1) for constant in self._constants(inputs.device))
+        pixels = ((inputs - shift) / scale).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def __call__(self, image: np.ndarray | Image.Image | Any) -> Tensor:
         """One raw image (uint8 array (H, W, C), or a PIL image) to a float32 tensor (C, *size)."""

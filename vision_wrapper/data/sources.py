@@ -339,6 +339,8 @@ def leave_out(
             splits[name] = split
             continue
         chosen = np.asarray(indices)
+        if chosen.dtype.kind not in "iu":
+            raise DataError(f"{name} takes indices of samples, whole numbers; got {chosen.dtype}.")
         if split is None or chosen.min() < 0 or chosen.max() >= len(split):
             count = 0 if split is None else len(split)
             raise DataError(f"{name} has {count} samples; got indices from {chosen.min()} to {chosen.max()}.")

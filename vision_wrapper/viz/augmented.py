@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @styled
 def plot_augmented(loader: Loader, count: int = 8, looks: int = 4, epoch: int = 0) -> Figure:
-    """Raw images, each next to what training sees of it in some epochs, before normalisation.
+    """Raw images, each next to what training sees of it in some epochs, with mixing and the epochs' size.
 
     Args:
         loader: a training loader, `loaders.train`; its count of epochs is left alone.
@@ -26,14 +26,14 @@ def plot_augmented(loader: Loader, count: int = 8, looks: int = 4, epoch: int = 
     Raises:
         SettingError: not a loader of `data.make_loaders`, or a number below 0.
     """
-    if not hasattr(loader, "_samples"):
+    if not hasattr(loader, "inputs"):
         raise SettingError(f"Expected a loader from data.make_loaders, got {type(loader).__name__}.")
     if count < 0 or looks < 0 or epoch < 0:
         raise SettingError(f"Expected count, looks and epoch of at least 0, got {count}, {looks}, {epoch}.")
     indices = np.asarray(loader.order(epoch)[:count])
     if not len(indices) or not looks:
         return nothing("No augmented images to show.")
-    seen = [loader._samples[epoch + i, indices][0].numpy() for i in range(looks)]  # each uint8 (count, H, W, C)
+    seen = [loader.preprocess.denormalise(loader.inputs(epoch + i, indices)) for i in range(looks)]
     group = 1 + looks
     columns = group * (2 if looks <= 5 and len(indices) > 1 else 1)
     tiles = Tiles(len(indices) * group, columns, aspect_of(list(seen[0])), width=1.0, group=group)
