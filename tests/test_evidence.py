@@ -149,10 +149,11 @@ def record(seed, accuracy=0.9, **changes):
 def test_a_summary_is_mean_spread_and_provenance():
     found = evidence.summarise([record(0, 0.90), record(1, 0.92), record(2, 0.94, hardware="another")])
     assert found.accuracy == pytest.approx(0.92) and found.tta_accuracy == pytest.approx(0.93)
-    assert found.spread == pytest.approx(0.02) and found.seeds == 3 and found.images_per_second == 51
+    assert found.spread == found.tta_spread == pytest.approx(0.02)
+    assert found.seeds == 3 and found.images_per_second == 51
     assert found.hardware == "some GPU; another"
     single = evidence.summarise([record(0, tta_accuracy=None)])
-    assert single.spread is None and single.tta_accuracy is None
+    assert single.spread is None and single.tta_accuracy is None and single.tta_spread is None
 
 
 def test_what_is_expected_is_of_just_these_settings(monkeypatch):
@@ -171,6 +172,9 @@ def test_a_row_says_what_is_met_and_what_is_short():
     recipe = RECIPES["custom-resnet-fast"].changed(expected=Expected(**asdict(evidence.summarise([record(0, 0.935)]))))
     (row,) = evidence.rows({"fast": recipe})
     assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (met by one seed)"
+    two = evidence.summarise([record(0, 0.93, tta_accuracy=0.94), record(1, 0.95, tta_accuracy=0.97)])
+    (row,) = evidence.rows({"fast": recipe.changed(expected=two)})
+    assert row["measured"] == "94.00 ± 1.41 (met)" and row["with averaging"] == "95.50 ± 2.12 (met)"
     (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
     assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
 

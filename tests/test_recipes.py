@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,8 @@ def test_what_counts_in_epochs_keeps_its_share():
     assert RECIPES["folder"].changed(epochs=5).freeze_epochs == 1
     assert RECIPES["folder"].changed(epochs=1).freeze_epochs == 0
     assert RECIPES["folder"].changed(epochs=20).freeze_epochs == 4
+    patience = [RECIPES["resnet18-layernorm"].changed(epochs=n).schedule_args["patience"] for n in (80, 40, 8)]
+    assert patience == [6, 3, 1]
 
 
 def test_other_epochs_with_other_arguments_still_scale_the_rest():
@@ -368,6 +371,50 @@ def test_a_run_is_evaluated_from_another_folder(image_folder, tmp_path, monkeypa
     run = recipes.run(recipe, data=image_folder.name, out=tmp_path / "run", callbacks=[])
     monkeypatch.chdir("/")
     assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()
+
+
+def test_other_images_of_the_same_name_are_another_run(images, tmp_path):
+    recipe = reduced("quickstart")
+    recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    other = data.leave_out(images, test=[0, 1, 2])
+    with pytest.raises(OtherRunError, match="its images were others"):
+        recipes.run(recipe, data=other, out=tmp_path / "run", callbacks=[])
+
+
+def test_a_part_of_a_named_data_set_is_not_taken_for_the_whole(tmp_path):
+    part = data.leave_out(data.load("digits"), train=range(1200), test=range(300))
+    run = recipes.run(reduced("quickstart").changed(epochs=1), data=part, out=tmp_path / "run", callbacks=[])
+    assert len(run.predictions) == len(part.test)
+    with pytest.raises(OtherRunError, match="digits now holds other images"):
+        recipes.evaluate_run(run.run_dir)
+    assert "passed in Python, called" in (run.run_dir / "report.html").read_text()
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_a_folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_folder.rename(tmp_path / "digits")
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    run = recipes.run(recipe, data=Path("digits"), out="run", callbacks=[])
+    assert len(recipes.evaluate_run(run.run_dir)) == len(run.predictions) == 4
+
+
+def test_every_seed_is_tested_on_the_same_photographs(image_folder, tmp_path):
+    """A folder without a test split is parted by a seed of its own, so that seeds can be compared."""
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2, drop_last=True)
+    runs = [
+        recipes.run(recipe, data=image_folder / "train", out=tmp_path / str(seed), callbacks=[], seed=seed)
+        for seed in range(4)
+    ]
+    origins = [[run.predictions.source.origin(i) for i in range(len(run.predictions))] for run in runs]
+    assert all(origin == origins[0] for origin in origins) and len(origins[0]) == 2
+
+
+def test_unreadable_files_are_left_out_by_every_command(image_folder, tmp_path):
+    (image_folder / "train/cat/0.png").write_bytes(b"no image")
+    settings = ("--data", image_folder, "--epochs", "2", "--set", 'model_args={"widths": [4, 4, 8, 8]}')
+    settings += ("--set", "batch_size=2", "--set", "val_fraction=0", "--set", "drop_last=true", "--skip-unreadable")
+    assert "cat        3" in command("stats", image_folder, "--skip-unreadable", cwd=tmp_path)
+    assert "quickstart:" in command("repeat", "quickstart", "--seeds", "1", *settings, cwd=tmp_path)
 
 
 def test_an_empty_folder_becomes_the_run(images, tmp_path, monkeypatch):

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 from test_recipes import command, reduced
+from torch import nn
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
 from vision_wrapper.errors import SettingError
+from vision_wrapper.models import MODELS
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.comparison import mcnemar
 from vision_wrapper.report.markdown import fenced, plain
@@ -203,7 +205,7 @@ def test_the_command_repeats_the_run(image_folder, tmp_path, monkeypatch):
 
 def test_what_a_command_cannot_repeat_is_said(run):
     said = (run / "report.html").read_text().split("<h2>Repeat this run</h2>")[1]
-    assert "passed as arrays" in said and "--data arrays" not in said
+    assert "passed in Python" in said and "--data arrays" not in said
 
 
 def test_the_command_has_the_root_and_what_was_left_out(run, tmp_path):
@@ -211,7 +213,7 @@ def test_the_command_has_the_root_and_what_was_left_out(run, tmp_path):
 
     copy = shutil.copytree(run, tmp_path / "run")
     identity = json.loads((copy / "recipe.json").read_text())
-    identity.update(data="digits", root="/somewhere else", skip_unreadable=True)
+    identity.update(data="digits", passed=False, root="/somewhere else", skip_unreadable=True)
     (copy / "recipe.json").write_text(json.dumps(identity))
     said = open_run(copy).command()
     assert "--root '/somewhere else'" in said and "--skip-unreadable" in said
@@ -275,6 +277,67 @@ def test_runs_on_other_images_are_not_paired(run, tmp_path):
     stored = dict(np.load(other / "predictions.npz"))
     np.savez(other / "predictions.npz", **{name: values[:10] for name, values in stored.items()})
     assert "tested on different images" in report.compare(run, other).read_text()
+
+
+def test_runs_on_other_images_of_the_same_labels_are_not_paired(run, tmp_path):
+    """Positions and labels of two halves of one folder are the same; the images are not."""
+    other = shutil.copytree(run, tmp_path / "other")
+    assert "Both right" in report.compare(run, other).read_text()
+    identity = json.loads((other / "recipe.json").read_text())
+    identity["content"]["test"] = "0" * 16
+    (other / "recipe.json").write_text(json.dumps(identity))
+    assert "tested on different images" in report.compare(run, other).read_text()
+
+
+class NoMaps(nn.Module):
+    """A network of vectors: there is nothing to map."""
+
+    def __init__(self, num_classes, in_channels=3):
+        super().__init__()
+        self.fc = nn.Linear(in_channels * 16 * 16, num_classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_a_network_without_maps_has_a_whole_run(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "no_maps", NoMaps)
+    recipe = recipes.Recipe("mine", "Without convolutions.", data="", model="no_maps", epochs=1, batch_size=8)
+    wrong = np.roll(images.test.labels, 1)
+    images = data.from_arrays((images.train.images, images.train.labels), (images.test.images, wrong), images.classes)
+    result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    page = (result.run_dir / "report.html").read_text()
+    assert result.finished and "No class activation maps: No layer of this model" in page
+    assert all(entry["cam"] is None for entry in gallery_of(result.run_dir)["mistakes"])
+
+
+def test_what_was_watched_is_said(images, tmp_path):
+    recipe = reduced("quickstart").changed(val_fraction=0.0, drop_last=True)
+    half = data.from_arrays(
+        (images.train.images[:30], images.train.labels[:30]),
+        (images.test.images, images.test.labels),
+        images.classes,
+        val=(images.train.images[30:], images.train.labels[30:]),
+    )
+    for given, said in ((images, "the test set"), (half, "the validation images")):
+        run = recipes.run(recipe, data=given, out=tmp_path / said, callbacks=[]).run_dir
+        for page in (run / "report.html", report.write_markdown(run)):
+            assert re.search(rf"[Ww]atched after each epoch(</th><td>|\W+){said}", page.read_text())
+
+
+def test_a_class_without_test_images_has_no_accuracy(images, tmp_path):
+    first = np.flatnonzero(images.test.labels == 0)
+    one = data.from_arrays(
+        (images.train.images, images.train.labels),
+        (images.test.images[first], images.test.labels[first]),
+        images.classes,
+    )
+    recipe = reduced("quickstart").changed(val_fraction=0.0, drop_last=True)
+    run = recipes.run(recipe, data=one, out=tmp_path / "run", callbacks=[]).run_dir
+    page = (run / "report.html").read_text()
+    assert re.search(r"square</bdi></td><td>–</td><td>0 of 0<", page)
+    other = recipes.run(recipe, data=one, out=tmp_path / "other", callbacks=[], seed=1)
+    assert "square</bdi></td><td>–</td><td>–</td><td>–<" in report.compare(run, other.run_dir).read_text()
 
 
 def test_mcnemar_is_exact():

@@ -78,7 +78,8 @@ def evaluate(run: RunArgument) -> None:
     predictions = recipes.evaluate_run(run)
     _print_accuracy(predictions)
     for result in predictions.per_class():
-        typer.echo(f"  {result.name:20} {result.accuracy:7.2%}  ({result.correct}/{result.count})")
+        share = f"{result.accuracy:7.2%}" if result.count else "–".rjust(7)
+        typer.echo(f"  {result.name:20} {share}  ({result.correct}/{result.count})")
 
 
 @app.command()
@@ -191,6 +192,7 @@ def find_lr(
     set_: SetOption = None,
     out: Annotated[Path, typer.Option(help="Where the curve is drawn.")] = Path("lr_curve.png"),
     root: RootOption = "data",
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Run the learning rate range test for a recipe."""
     from vision_wrapper import recipes, viz
@@ -200,7 +202,7 @@ def find_lr(
         raise typer.BadParameter(f"--out is a picture .png, got {out}.")
     _check_recipe(recipe)
     settings = _settings(data, None, seed, set_)
-    curve = recipes.find_lr(recipe, settings.pop("data", None), root, **settings)
+    curve = recipes.find_lr(recipe, settings.pop("data", None), root, skip_unreadable=skip_unreadable, **settings)
     typer.echo(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
     typer.echo(curve.reason)
     write_bytes(out, viz.plot_lr_curve(curve).to_png())
@@ -212,11 +214,13 @@ def stats(
     data: Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help="A data set's name, or a folder of images.")],
     root: RootOption = "data",
     channels: Annotated[int, typer.Option(help="3 for RGB, 1 for grey.")] = 3,
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Mean, standard deviation, counts and sizes of the raw images."""
     from vision_wrapper import data as image_data
 
-    typer.echo(str(image_data.stats(image_data.load(data, root, channels=channels))))
+    images = image_data.load(data, root, channels=channels, skip_unreadable=skip_unreadable)
+    typer.echo(str(image_data.stats(images)))
 
 
 @app.command()
@@ -242,6 +246,7 @@ def repeat(
     set_: SetOption = None,
     out: RepeatsOption = None,
     root: RootOption = "data",
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Train a recipe once a seed, and say mean and spread.
 
@@ -252,7 +257,8 @@ def repeat(
 
     _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
-    typer.echo(recipes.repeat(recipe, seeds, settings.pop("data", None), root, out, callbacks=[EpochLog()], **settings))
+    where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
+    typer.echo(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
 
 
 @app.command()
@@ -265,6 +271,7 @@ def compare(
     set_: SetOption = None,
     out: RepeatsOption = None,
     root: RootOption = "data",
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Train two recipes over the same seeds, and say whether they differ.
 
@@ -276,7 +283,8 @@ def compare(
     for recipe in (a, b):
         _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
-    found = recipes.compare(a, b, seeds, settings.pop("data", None), root, out, callbacks=[EpochLog()], **settings)
+    where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
+    found = recipes.compare(a, b, seeds, **where, callbacks=[EpochLog()], **settings)
     typer.echo(f"{found.a}\n{found.b}\n{found}")
 
 

@@ -51,7 +51,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
     return Expected(
         accuracy=statistics.fmean(accuracies),
         tta_accuracy=None if None in averaged else statistics.fmean(averaged),
-        spread=statistics.stdev(accuracies) if len(records) > 1 else None,
+        spread=_deviation(accuracies),
+        tta_spread=None if None in averaged else _deviation(averaged),
         seeds=len(records),
         epochs=records[0]["epochs"],
         images_per_second=statistics.median(record["images_per_second"] for record in records),
@@ -59,6 +60,10 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
         hardware=_all_of(records, "hardware"),
         version=_all_of(records, "version"),
     )
+
+
+def _deviation(accuracies: Sequence[float]) -> float | None:
+    return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
 
 def _all_of(records: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -89,13 +94,16 @@ def _row(recipe: Recipe) -> dict[str, str]:
     }
     if found is None:
         return row
-    spread = "" if found.spread is None else f" ± {100 * found.spread:.2f}"
-    row["measured"] = f"{100 * found.accuracy:.2f}{spread}{_distance(found.accuracy, goal and goal[0], found.seeds)}"
+    without, with_averaging = goal or (None, None)
+    row["measured"] = _reached(found.accuracy, found.spread, without, found.seeds)
     if found.tta_accuracy is not None:
-        row["with averaging"] = (
-            f"{100 * found.tta_accuracy:.2f}{_distance(found.tta_accuracy, goal and goal[1], found.seeds)}"
-        )
+        row["with averaging"] = _reached(found.tta_accuracy, found.tta_spread, with_averaging, found.seeds)
     return {**row, "seeds": str(found.seeds), "images a second": f"{found.images_per_second:.0f}"}
+
+
+def _reached(accuracy: float, spread: float | None, goal: float | None, seeds: int) -> str:
+    between_seeds = "" if spread is None else f" ± {100 * spread:.2f}"
+    return f"{100 * accuracy:.2f}{between_seeds}{_distance(accuracy, goal, seeds)}"
 
 
 def _distance(reached: float, goal: float | None, seeds: int) -> str:

@@ -30,8 +30,8 @@ TEXTS = {"description", "published", "goal", "expected"}  # fields of a recipe t
 class Expected:
     """What a recipe reached, measured: the mean over `seeds` of the last epoch's accuracy on the test set.
 
-    Accuracies are in [0, 1]; `tta_accuracy` is with the recipe's test-time averaging. `spread` is the standard
-    deviation between seeds, None for a single one; `images_per_second` of training.
+    Accuracies are in [0, 1]; `tta_accuracy` is with the recipe's test-time averaging. `spread` and `tta_spread` are
+    their standard deviations between seeds, None for a single one; `images_per_second` of training.
     """
 
     accuracy: float
@@ -43,6 +43,7 @@ class Expected:
     data: str
     hardware: str
     version: str
+    tta_spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,8 @@ class Recipe:
                 arguments[name] = arguments[name] * share
         if "milestones" in arguments:
             arguments["milestones"] = sorted({max(1, round(m * share)) for m in arguments["milestones"]})
+        if arguments.get("patience"):
+            arguments["patience"] = max(1, round(arguments["patience"] * share))
         planned = self.schedule_epochs
         return {
             "schedule_args": arguments,

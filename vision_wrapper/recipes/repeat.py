@@ -135,6 +135,7 @@ def repeat(
     *,
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
+    skip_unreadable: bool = False,
     **settings: Any,
 ) -> Repeats:
     """Run a recipe once a seed. The same call again goes on, and leaves finished runs as they are.
@@ -147,6 +148,7 @@ def repeat(
         out: the folder of the run folders `seed-0`, `seed-1`, …; None is `runs/RECIPE-seeds`.
         callbacks: as of `Trainer`, in every run.
         device: as of `Trainer`.
+        skip_unreadable: as of `run`.
         settings: fields of the recipe to change.
 
     Raises what `run` raises, and `SettingError` for seeds that cannot be.
@@ -156,7 +158,9 @@ def repeat(
     base = Path("runs") / f"{plan.name}-seeds" if out is None else Path(out)
     folders = []
     for seed in chosen:
-        result = run(plan, data, root, base / f"seed-{seed}", callbacks=callbacks, device=device, seed=seed)
+        place = base / f"seed-{seed}"
+        options: dict[str, Any] = {"device": device, "skip_unreadable": skip_unreadable}
+        result = run(plan, data, root, place, callbacks=callbacks, seed=seed, **options)
         if not result.finished:
             raise KeyboardInterrupt  # as Ctrl-C does elsewhere; the same call goes on
         folders.append(result.run_dir)
@@ -173,6 +177,7 @@ def compare(
     *,
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
+    skip_unreadable: bool = False,
     **settings: Any,
 ) -> Comparison:
     """Run two recipes over the same seeds. Print the result: it says whether a difference is shown.
@@ -191,8 +196,9 @@ def compare(
             raise SettingError(f"Both recipes are called {names[0]!r}: pass out=, or give one another name.")
         names[1] += "-b"
     base = Path("runs") if out is None else Path(out)
+    options: dict[str, Any] = {"device": device, "skip_unreadable": skip_unreadable}
     first, second = (
-        repeat(plan, seeds, data, root, base / f"{name}-seeds", callbacks=callbacks, device=device)
+        repeat(plan, seeds, data, root, base / f"{name}-seeds", callbacks=callbacks, **options)
         for plan, name in zip(plans, names, strict=True)
     )
     return Comparison(first, second)

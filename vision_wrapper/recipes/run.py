@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loader, Loaders
-from vision_wrapper.data.loaders import common_size
+from vision_wrapper.data.loaders import common_size, fingerprint
 from vision_wrapper.errors import (
     DamagedFileError,
     DataNotFoundError,
@@ -37,10 +37,11 @@ from vision_wrapper.errors import (
     SettingError,
     VisionWrapperError,
 )
-from vision_wrapper.evaluation import Predictions
+from vision_wrapper.evaluation import Mistakes, Predictions
 from vision_wrapper.recipes.recipe import TEXTS, Recipe
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Run, Trainer
+from vision_wrapper.viz._figure import nothing
 
 SHOWN_MISTAKES = 20
 WHITENED_IMAGES = 5000  # that the first layer is fitted to (Jordan 2024)
@@ -103,7 +104,7 @@ def run(
     source = source_of(plan, data)
     images, loaders = _load(plan, source, root, skip_unreadable)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
-    identity = _identity(plan, source, root, skip_unreadable)
+    identity = _identity(plan, source, images, root, skip_unreadable)
     unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
     folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
     made = _open_run_folder(folder, identity)
@@ -195,7 +196,8 @@ def _train(
         best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
     else:
         _store_temperature(folder / "best.safetensors", loaders.val, trainer)
-    _write_results(folder, images, trainer.model, history, predictions, curve)
+    val_name = "test" if loaders.val is None else "validation"
+    _write_results(folder, images, trainer.model, history, val_name, predictions, curve)
     report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
     write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
     report.write(folder)
@@ -300,7 +302,13 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
 
 
 def _write_results(
-    folder: Path, images: ImageData, model: nn.Module, history: History, predictions: Predictions, curve: LRCurve | None
+    folder: Path,
+    images: ImageData,
+    model: nn.Module,
+    history: History,
+    val_name: str,
+    predictions: Predictions,
+    curve: LRCurve | None,
 ) -> None:
     predictions.save(folder / "predictions.npz")
     mistakes = predictions.mistakes(order="confidence")
@@ -310,7 +318,7 @@ def _write_results(
     write_text(folder / "model.txt", str(models.summary(model, (images.channels, *predictions.preprocess.size))))
     shown = mistakes[:SHOWN_MISTAKES]
     figures = {
-        "history": viz.plot_history(history),
+        "history": viz.plot_history(history, val_name=val_name),
         "learning_rate": viz.plot_learning_rate(history),
         "samples": viz.plot_samples(images.train, classes=images.classes),
         "class_distribution": viz.plot_class_distribution(image_data.stats(images)),
@@ -318,13 +326,21 @@ def _write_results(
         "per_class": viz.plot_per_class(predictions),
         "reliability": viz.plot_reliability(predictions),
         "misclassified": viz.plot_misclassified(shown),
-        "gradcam_predicted": viz.plot_gradcam(model, shown, target="predicted"),
-        "gradcam_true": viz.plot_gradcam(model, shown, target="true"),
+        "gradcam_predicted": _gradcam(model, shown, "predicted"),
+        "gradcam_true": _gradcam(model, shown, "true"),
     }
     if curve is not None:
         figures["lr_curve"] = viz.plot_lr_curve(curve)
     for name, figure in figures.items():
         write_bytes(folder / "plots" / f"{name}.png", figure.to_png())
+
+
+def _gradcam(model: nn.Module, mistakes: Mistakes, target: Literal["predicted", "true"]) -> viz.Figure:
+    """Class activation maps; of a network that has none, a figure that says so."""
+    try:
+        return viz.plot_gradcam(model, mistakes, target=target)
+    except SettingError as error:
+        return nothing(str(error))
 
 
 def environment() -> dict[str, Any]:
@@ -349,11 +365,13 @@ def find_lr(
     recipe: str | Recipe,
     data: str | os.PathLike[str] | ImageData | None = None,
     root: str | os.PathLike[str] = "data",
+    *,
+    skip_unreadable: bool = False,
     **settings: Any,
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    images, loaders = _load(plan, source_of(plan, data), root)
+    images, loaders = _load(plan, source_of(plan, data), root, skip_unreadable)
     with preserve_random_states():
         seed_generators(plan.seed)
         return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
@@ -369,7 +387,8 @@ def source_of(plan: Recipe, data: Any) -> Any:
 def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> tuple[ImageData, Loaders]:
     images = source
     if not isinstance(source, ImageData):
-        images = image_data.load(source, root, channels=plan.channels, seed=plan.seed, skip_unreadable=skip_unreadable)
+        # A folder's test images are the same ones whatever the run's seed: runs of several seeds can be compared.
+        images = image_data.load(source, root, channels=plan.channels, seed=0, skip_unreadable=skip_unreadable)
     changes = plan.augment_args
     preprocess, size = None, plan.size
     if plan.normalisation == "imagenet":
@@ -392,15 +411,29 @@ def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -
 # ---- run folders
 
 
-def _identity(plan: Recipe, source: Any, root: Any, skip_unreadable: bool) -> dict[str, Any]:
-    """What makes a run the same run; folders by their whole path, so that the run is found from elsewhere too."""
-    name = source.name if isinstance(source, ImageData) else str(source)
-    if name not in image_data.DATASETS and not isinstance(source, ImageData):
-        name = os.path.abspath(name)
-    identity = {"recipe": plan.as_dict(), "data": name, "root": os.path.abspath(root)}
+def _identity(plan: Recipe, source: Any, images: ImageData, root: Any, skip_unreadable: bool) -> dict[str, Any]:
+    """What makes a run the same run, and what was watched in it.
+
+    Folders stand by their whole path, so that the run is found from elsewhere too; images that were passed by the name
+    that they have, which may be that of a data set of which they are a part.
+    """
+    named = isinstance(source, str) and source in image_data.DATASETS
+    identity = {
+        "recipe": plan.as_dict(),
+        "data": images.name if isinstance(source, ImageData) else source if named else os.path.abspath(source),
+        "passed": isinstance(source, ImageData),
+        "content": _content(images),
+        "root": os.path.abspath(root),
+        "watched": plan.watches if images.val is None else "the validation images",
+    }
     if skip_unreadable:
         identity["skip_unreadable"] = True
     return json.loads(json.dumps(identity))  # as it is read back
+
+
+def _content(images: ImageData) -> dict[str, str]:
+    """Fingerprints that tell these images from others of the same name."""
+    return {name: fingerprint(split) for name, split in (("train", images.train), ("test", images.test))}
 
 
 def _new_folder(recipe_name: str) -> Path:
@@ -451,11 +484,14 @@ def _differences(there: Any, here: dict[str, Any]) -> list[str]:
         return ["recipe.json holds no recipe"]
     kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
     defaults = json.loads(json.dumps(Recipe("default", "").as_dict()))  # of fields that came after a run
-    return [
+    differences = [
         f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
         for name, value in wanted.items()
         if kept.get(name, defaults.get(name)) != value and name not in TEXTS
     ]
+    if there.get("content", here["content"]) != here["content"]:
+        differences.append("its images were others")
+    return differences
 
 
 def _empty(folder: Path) -> None:
@@ -505,10 +541,19 @@ def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
 
 
 def evaluate_run(folder: PathLike) -> Predictions:
-    """The predictions of a run's best.safetensors on its test set, computed anew, at the classifier's temperature."""
+    """The predictions of a run's best.safetensors on its test set, computed anew, at the classifier's temperature.
+
+    Raises `OtherRunError` where the data are not those of the run any more, and what `data.load` raises.
+    """
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
     images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
+    content = _content(images)
+    if identity.get("content", content) != content:
+        raise OtherRunError(
+            f"{identity['data']} now holds other images than those of the run in {folder}. Test its best.safetensors "
+            "on the images it had: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."
+        )
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
     predictions = _predictor(classifier.model, plan.precision).predict(loaders.test)
     return predictions.at_temperature(classifier.temperature)

@@ -7,8 +7,8 @@ from typing import Any
 
 from vision_wrapper._files import PathLike, write_text
 from vision_wrapper.errors import SettingError
-from vision_wrapper.evaluation import Predictions
-from vision_wrapper.report.page import columns, escape, name_of, page, part, picture, table, watched
+from vision_wrapper.evaluation import ClassResult, Predictions
+from vision_wrapper.report.page import accuracy_of, columns, escape, name_of, page, part, picture, table, watched
 from vision_wrapper.report.sources import RunFolder, open_run
 
 
@@ -63,7 +63,7 @@ def _summary(*runs: RunFolder) -> str:
         row("Expected calibration error", lambda run: f"{run.predictions.calibration().ece:.4f}"),
         row("Epochs", lambda run: len(run.rows)),
         row("Training time, s", lambda run: f"{sum(r['seconds'] for r in run.rows):.0f}"),
-        row("Watched after each epoch", lambda run: watched(run.recipe)),
+        row("Watched after each epoch", watched),
         row("Data", lambda run: run.identity["data"]),
     ]
     return columns(("", "A", "B"), rows)
@@ -71,8 +71,7 @@ def _summary(*runs: RunFolder) -> str:
 
 def _paired(a: RunFolder, b: RunFolder) -> str:
     first, second = a.predictions, b.predictions
-    same = first.indices.equal(second.indices) and first.targets.equal(second.targets)
-    if a.identity.get("data") != b.identity.get("data") or not same:
+    if not _same_images(a, b):
         return "<p>The two runs were tested on different images, so they cannot be paired.</p>"
     right = [p.predicted == p.targets for p in (first, second)]
     only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
@@ -88,6 +87,17 @@ def _paired(a: RunFolder, b: RunFolder) -> str:
     )
 
 
+def _same_images(a: RunFolder, b: RunFolder) -> bool:
+    """Whether both were tested on the same images; runs without a fingerprint of theirs are told by the data's name."""
+    first, second = a.predictions, b.predictions
+    if not (first.indices.equal(second.indices) and first.targets.equal(second.targets)):
+        return False
+    contents = [run.identity.get("content", {}).get("test") for run in (a, b)]
+    if None in contents:
+        return a.identity.get("data") == b.identity.get("data")
+    return contents[0] == contents[1]
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """The two-sided exact p value of McNemar's test (1947), from the images on which one of two alone is right."""
     if only_a + only_b == 0:
@@ -101,10 +111,14 @@ def _classes(a: Predictions, b: Predictions) -> str:
     if a.classes != b.classes:
         return "<p>The two runs have different classes.</p>"
     rows = [
-        (name_of(x.name), f"{x.accuracy:.2%}", f"{y.accuracy:.2%}", f"{100 * (x.accuracy - y.accuracy):+.2f}")
+        (name_of(x.name), accuracy_of(x), accuracy_of(y), _difference(x, y))
         for x, y in zip(a.per_class(), b.per_class(), strict=True)
     ]
     return columns(("class", "A", "B", "difference, points"), rows)
+
+
+def _difference(a: ClassResult, b: ClassResult) -> str:
+    return f"{100 * (a.accuracy - b.accuracy):+.2f}" if a.count and b.count else "–"
 
 
 def _recipes(a: RunFolder, b: RunFolder) -> str:

@@ -14,6 +14,7 @@ from vision_wrapper import explain
 from vision_wrapper._files import write_bytes, write_json
 from vision_wrapper.data import Split
 from vision_wrapper.data.check import same_images
+from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import Mistake, Mistakes, Predictions
 from vision_wrapper.viz.cam import overlay
 
@@ -49,7 +50,10 @@ def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, trai
     if len(shown):
         explained = shown[:EXPLAINED]
         enlarged = [_enlarged(image) for image in inputs[: len(explained)]]
-        maps, trusted = _maps(model, explained, inputs[: len(explained)], enlarged[0].shape[:2])
+        try:
+            maps, trusted = _maps(model, explained, inputs[: len(explained)], enlarged[0].shape[:2])
+        except SettingError as error:  # a network that has no maps
+            maps, trusted = {}, f"No class activation maps: {error}"
         for what, found in maps.items():
             pictures = [overlay(image, each) for image, each in zip(enlarged, found.maps[0], strict=True)]
             sheets[what] = _sheet(folder, what, pictures)

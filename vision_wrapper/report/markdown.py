@@ -56,7 +56,7 @@ def _result(run: RunFolder) -> str:
         *([(f"averaged over views ({run.results['tta']})", f"{averaged:.2%}")] if averaged is not None else []),
         ("training accuracy, last epoch", "not counted" if trained is None else f"{trained:.2%}"),
         ("epochs", str(len(rows))),
-        ("watched after each epoch", watched(run.recipe)),
+        ("watched after each epoch", watched(run)),
         ("data", os.path.basename(str(run.identity["data"]))),
         ("seed", str(run.recipe["seed"])),
         ("published", run.recipe.get("published") or "no published figure"),

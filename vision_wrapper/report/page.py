@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from vision_wrapper._files import PathLike, read_json, write_text
-from vision_wrapper.evaluation import Predictions
+from vision_wrapper.evaluation import ClassResult, Predictions
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.gallery import FOLDER, SHEETS
 from vision_wrapper.report.sources import RunFolder, open_run
@@ -89,7 +89,7 @@ def _summary(run: RunFolder) -> str:
             ("Training accuracy, last epoch", _share(rows[-1]["train_accuracy"])),
             ("Epochs", str(len(rows))),
             ("Training time", f"{sum(row['seconds'] for row in rows):.0f} s"),
-            ("Watched after each epoch", watched(recipe)),
+            ("Watched after each epoch", watched(run)),
             ("Data", str(run.identity["data"])),
             ("Seeds", f"1 (seed {recipe['seed']})"),
             ("Published", recipe.get("published") or "no published figure"),
@@ -98,9 +98,10 @@ def _summary(run: RunFolder) -> str:
     )
 
 
-def watched(recipe: dict[str, Any]) -> str:
+def watched(run: RunFolder) -> str:
     """What was looked at after each epoch."""
-    return "held-out training images" if recipe.get("val_fraction") else "the test set"
+    by_recipe = "held-out training images" if run.recipe.get("val_fraction") else "the test set"
+    return str(run.identity.get("watched", by_recipe))
 
 
 def _averaged(run: RunFolder) -> list[tuple[str, str]]:
@@ -174,12 +175,17 @@ def _confusion_cell(
 def _classes(predictions: Predictions) -> str:
     rows = [
         (
-            name_of(row.name), f"{row.accuracy:.2%}", f"{row.correct} of {row.count}", f"{row.precision:.2%}",
+            name_of(row.name), accuracy_of(row), f"{row.correct} of {row.count}", f"{row.precision:.2%}",
             f"{row.f1:.3f}",
         )
         for row in predictions.per_class()
     ]  # fmt: skip
     return columns(("class", "accuracy (recall)", "right", "precision", "F1"), rows)
+
+
+def accuracy_of(row: ClassResult) -> str:
+    """In percent; a class without images has none."""
+    return f"{row.accuracy:.2%}" if row.count else "–"
 
 
 def _calibration(predictions: Predictions) -> str:

@@ -64,9 +64,9 @@ class RunFolder:
         """What repeats the run: a command, or Python where the recipe is somebody's own, or what it takes."""
         changes = self.results.get("changes")
         data, root = str(self.identity.get("data")), str(self.identity.get("root"))
-        if data not in DATASETS and not os.path.isabs(data):
+        if self.identity.get("passed", data not in DATASETS and not os.path.isabs(data)):
             return (
-                f"The data were passed as arrays, called {data!r}: pass them again,\n"
+                f"The data were passed in Python, called {data!r}: pass them again,\n"
                 f"recipes.run({self.name!r}, data=…, seed={self.recipe.get('seed')}), with the fields of recipe.json."
             )
         if changes is None:
