@@ -308,7 +308,16 @@ def test_maps_that_mark_what_counts_pass_and_others_do_not():
     assert str(found).endswith(": better than random maps.")
     assert found.insertion[-1] == pytest.approx(found.deletion[0])
     blind = explain.trust(model, corner_images().flip(0), [1] * 6, "block", "hirescam", steps=4)  # no evidence for it
-    assert np.isnan(blind.randomised).all() and "unknown" in str(blind)
+    assert np.isnan(blind.randomised).all() and np.isnan(blind.deletion).all()
+    assert str(blind) == "All maps are empty: there is nothing to trust."
+
+
+def test_empty_maps_are_left_out_of_the_curves():
+    """An image whose map marks nothing has no place that goes first."""
+    images = torch.cat([corner_images(), torch.zeros(3, 3, 16, 16)])
+    found = explain.trust(Corner(), images, [0] * 9, "block", "hirescam", steps=4)
+    alone = explain.trust(Corner(), corner_images(), [0] * 6, "block", "hirescam", steps=4)
+    assert found.deletion == pytest.approx(alone.deletion) and found.insertion == pytest.approx(alone.insertion)
 
 
 def test_shuffled_weights_are_by_seed_and_the_model_stays():

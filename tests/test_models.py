@@ -421,3 +421,19 @@ def test_an_image_that_is_too_small_is_said():
 def test_a_summary_of_lazy_layers_says_what_to_do():
     with pytest.raises(SettingError, match="lazy layers"):
         models.summary(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3)), (3, 8, 8))
+
+
+class Own(nn.Module):
+    """Somebody's own network, with the names that pytorch-cifar uses too."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.module = nn.Linear(2, 2)
+
+
+def test_a_networks_own_names_are_not_changed(tmp_path):
+    model, other = Own(), Own()
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    models.load_weights(other, tmp_path / "own.pth")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

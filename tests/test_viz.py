@@ -278,6 +278,16 @@ def test_augmented_shows_what_training_sees(given):
         viz.plot_augmented([1, 2, 3])  # type: ignore[arg-type]
 
 
+def test_augmented_shows_mixing_and_the_size_of_the_epoch():
+    source = make_given().source.train
+    images = data.from_arrays((source.images, source.labels), (source.images, source.labels), NAMES)
+    loader = data.make_loaders(images, "crop_flip_mixup", seed=1, progressive_size=((0, 0.5), (2, 1.0))).train
+    shown = pictures(viz.plot_augmented(loader, count=3, looks=1, epoch=0))
+    batch = next(loader.batches(0))[0]
+    assert shown[1].shape[:2] == tuple(side // 2 for side in shown[0].shape[:2])
+    assert np.array_equal(shown[1], loader.preprocess.denormalise(batch[:1])[0])
+
+
 @pytest.mark.parametrize("count", [1, 4, 10])
 def test_misclassified_are_the_raw_images_by_index(given, count):
     mistakes = given.predictions.mistakes(order="index")[:count]
@@ -402,3 +412,13 @@ def test_hundreds_of_classes():
 def test_images_of_many_sizes():
     stats = data.Stats((0.5,), (0.2,), NAMES, {"train": (5,) * 5}, {"train": {(30, 40): 20, (100, 20): 5}})
     assert "25 images, 2 sizes" in texts(viz.plot_image_sizes(stats))
+
+
+def test_other_scripts_take_the_users_fonts(monkeypatch):
+    import matplotlib
+
+    from vision_wrapper.viz import _figure
+
+    with matplotlib.rc_context({"font.family": ["DejaVu Serif", "sans-serif"]}):
+        assert _figure.style()["font.family"][:2] == ["DejaVu Sans", "DejaVu Serif"]
+    assert set(_figure._other_fonts()) <= set(_figure.OTHER_SCRIPTS)

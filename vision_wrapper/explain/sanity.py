@@ -28,7 +28,8 @@ class Trust:
         randomised: rank correlation (Spearman) of each map with that of the same network with shuffled weights, (N,)
             in [-1, 1]; NaN where a map is empty. Near 1, the map shows the image rather than what was learned.
         deletion: mean probability of the class while the places that the map marks are removed, most important first,
-            (steps + 1,); a good map lets it fall at once.
+            (steps + 1,); a good map lets it fall at once. Empty maps mark nothing, so their images are left out; NaN
+            where all are empty.
         insertion: the same while they are put into a blurred image; a good map lets it rise at once.
         random_deletion: of random maps as smooth as these.
         random_insertion: likewise.
@@ -47,9 +48,11 @@ class Trust:
         return {name: float((curve[1:] + curve[:-1]).mean() / 2) for name, curve in curves.items()}
 
     def __str__(self) -> str:
+        if np.isnan(self.deletion).all():
+            return "All maps are empty: there is nothing to trust."
         areas = self.areas()
         known = self.randomised[np.isfinite(self.randomised)]
-        correlation = f"{known.mean():.2f}" if len(known) else "unknown, all are empty"
+        correlation = f"{known.mean():.2f}" if len(known) else "unknown, those are empty"
         better = areas["deletion"] < areas["random_deletion"], areas["insertion"] > areas["random_insertion"]
         verdict = {
             (True, True): "better than random maps",
@@ -100,10 +103,11 @@ def trust(
         others = cam(shuffled, images, targets, None if method == "fullgrad" else found.layers[0], method)
     with borrowed(model, images) as (net, inputs), torch.no_grad():
         size = (MIN_SIDE, MIN_SIDE) if method == "fullgrad" else _probe_size(net, inputs, found.layers[0])
-        chosen = torch.as_tensor(targets).cpu().long()
-        curves = partial(_curves, net, inputs, chosen, steps=steps)
-        deletion, insertion = curves(found.maps[0])
-        random_deletion, random_insertion = curves(_random_maps(len(inputs), size, inputs.shape[2:], seed))
+        marked = np.flatnonzero(~found.empty[0])
+        chosen = torch.as_tensor(targets).cpu().long()[marked]
+        curves = partial(_curves, net, inputs[marked], chosen, steps=steps)
+        deletion, insertion = curves(found.maps[0][marked])
+        random_deletion, random_insertion = curves(_random_maps(len(marked), size, inputs.shape[2:], seed))
     ranks = [
         np.nan if a or b else _rank_correlation(x, y)
         for x, y, a, b in zip(found.maps[0], others.maps[0], found.empty[0], others.empty[0], strict=True)
@@ -151,8 +155,13 @@ def _random_maps(count: int, size: tuple[int, int], shape: Sequence[int], seed: 
 def _curves(
     net: nn.Module, images: Tensor, targets: Tensor, maps: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean probability of the classes while the marked places go (deletion) and come (insertion), (steps + 1,) each."""
+    """Mean probability of the classes while the marked places go (deletion) and come (insertion), (steps + 1,) each.
+
+    NaN without images.
+    """
     n, _, height, width = images.shape
+    if not n:
+        return np.full(steps + 1, np.nan), np.full(steps + 1, np.nan)
     order = torch.from_numpy(maps.reshape(n, -1)).sort(dim=1, descending=True, stable=True)[1]
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(height * width).expand(n, -1))
     rank = rank.view(n, 1, height, width).to(images.device)

@@ -34,8 +34,9 @@ def load_weights(model: Model, weights: str | os.PathLike[str] | None, *, torchv
         state = _torchvision_state_dict(torchvision_name, str(weights))
     else:
         raise DataNotFoundError(f"There is no file {weights}.")
-    state = from_pytorch_cifar(state)
     own = model.state_dict()
+    if state.keys() != own.keys():  # else the names are the model's own, whatever they look like
+        state = from_pytorch_cifar(state)
     for name in (f"{HEAD}.weight", f"{HEAD}.bias"):
         if name in state and name in own and state[name].shape != own[name].shape:
             state[name] = own[name]

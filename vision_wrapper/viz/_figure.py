@@ -62,6 +62,27 @@ STYLE: Any = {
 }
 
 
+# Tried in turn for the letters that DejaVu Sans lacks, where they are installed.
+OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC",
+    "Hiragino Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil",
+)  # fmt: skip
+
+
+def style() -> dict[str, Any]:
+    """`STYLE`, with the user's own fonts (`rcParams["font.family"]`) after DejaVu Sans, and those of other scripts."""
+    own = [name for name in matplotlib.rcParams["font.family"] if name not in ("sans-serif", *STYLE["font.family"])]
+    return {**STYLE, "font.family": [*STYLE["font.family"], *own, *_other_fonts()]}
+
+
+@functools.cache
+def _other_fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in OTHER_SCRIPTS if name in installed]
+
+
 class Figure(figure.Figure):
     """A matplotlib Figure that pyplot does not know of: a notebook shows it once, and none is left open."""
 
@@ -73,7 +94,7 @@ class Figure(figure.Figure):
 
     def draw(self, renderer: Any) -> None:
         """Draw with this package's style, as labels of ticks are made only now."""
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(style()):
             super().draw(renderer)
 
     def to_png(self) -> bytes:
@@ -90,7 +111,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(style()):
             return function(*args, **kwargs)
 
     return wrapper
