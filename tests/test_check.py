@@ -115,6 +115,9 @@ def test_statistics_that_do_not_fit(tiny):
     wrong = data.Preprocess((16, 16), 3, (0.1, 0.1, 0.1), (0.2, 0.2, 0.2))
     findings = data.check(tiny, data.make_loaders(tiny, preprocess=wrong))
     assert "statistics" in names(findings) and "0.100" in str(findings)
+    # Without the data, the training loader alone knows the training images.
+    (found,) = [f for f in data.check(loaders=data.make_loaders(tiny, preprocess=wrong)) if f.check == "statistics"]
+    assert "The train loader" in found.message
 
 
 class Noisy(Dataset):

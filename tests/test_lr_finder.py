@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vision_wrapper.errors import SettingError
-from vision_wrapper.trainer import Trainer, schedules
+from vision_wrapper.trainer import Lookahead, Trainer, schedules
 from vision_wrapper.trainer.lr_finder import suggest
 
 
@@ -121,3 +121,14 @@ def test_a_loss_with_a_state_is_left_as_it_was(task):
     trainer.find_lr(loader, num_iter=12)
     trainer.evaluate(loader)
     assert float(loss.calls) == 0
+
+
+def test_what_lookahead_took_in_an_earlier_fit_is_not_in_the_curve(task):
+    model, loader = task
+    before = copy.deepcopy(model.state_dict())
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), steps=2)
+    trainer = Trainer(model, optimizer, callbacks=[], device="cpu")
+    curve = trainer.find_lr(loader, num_iter=10)
+    trainer.fit(loader, epochs=1)
+    model.load_state_dict(before)
+    assert trainer.find_lr(loader, num_iter=10) == curve

@@ -88,7 +88,7 @@ class _Fit(Run):
     # Of the epoch under way. Losses and counts stay on the device and are read once.
     losses: list[Tensor] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    rates: list[float | Tensor] = field(default_factory=list)
     correct: Tensor | None = None  # of the batches that `count_hits` has counted; None where targets are not classes
     hits: list[Tensor] = field(default_factory=list)  # of the others, bool (N,) each
     seconds: float = 0.0

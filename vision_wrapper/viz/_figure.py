@@ -69,7 +69,7 @@ OTHER_SCRIPTS = (
 )  # fmt: skip
 
 
-def style() -> dict[str, Any]:
+def style() -> Any:
     """`STYLE`, with the user's own fonts (`rcParams["font.family"]`) after DejaVu Sans, and those of other scripts."""
     own = [name for name in matplotlib.rcParams["font.family"] if name not in ("sans-serif", *STYLE["font.family"])]
     return {**STYLE, "font.family": [*STYLE["font.family"], *own, *_other_fonts()]}
