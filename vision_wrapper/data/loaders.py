@@ -262,8 +262,8 @@ class _Samples:
     def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
         # Indexing copies, but keeps a transposed array's order in memory, which whole batches do not take. Reshaping
         # makes the strides the usual ones: of a side of length 1, numpy keeps any and calls that contiguous.
-        images = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
-        images = images.reshape(-1).reshape(images.shape)
+        chosen = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
+        images: np.ndarray = chosen.reshape(-1).reshape(chosen.shape)
         if images.shape[3] != self.preprocess.channels:
             images = np.repeat(images, self.preprocess.channels, axis=3)
         return images if self.batched is None else self.batched(images, epoch, indices)
