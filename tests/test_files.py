@@ -209,3 +209,6 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
         file.write_bytes(b"")
     _files.remove_leftovers(tmp_path)
     assert not leftover.exists() and all(file.exists() for file in kept)
+    os.utime(kept[1], (0, 0))
+    _files.remove_leftovers(tmp_path)
+    assert [file.exists() for file in kept] == [True, False, True, True]

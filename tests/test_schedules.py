@@ -127,7 +127,7 @@ def test_cosine_keeps_the_proportion_of_its_groups_and_is_torchs():
             step.step()
 
 
-def test_groups_that_ended_at_0_keep_their_proportion():
+def test_groups_that_ended_at_0_have_to_be_set_again():
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 0.01}, {"params": [weights[1]], "lr": 0.1}])
     scheduler = schedules.linear().build(optimizer, 1, 3)
@@ -135,8 +135,8 @@ def test_groups_that_ended_at_0_keep_their_proportion():
         optimizer.step()
         scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
-    schedules.one_cycle(0.5, peak_epoch=1).build(optimizer, 2, 3)
-    assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.5])
+    with pytest.raises(SettingError, match="proportion is not known"):
+        schedules.one_cycle(0.5, peak_epoch=1).build(optimizer, 2, 3)
 
 
 def test_warm_up_of_nothing_is_nothing():

@@ -716,6 +716,29 @@ def moved(before, after):
     return max(float((after[name].float() - before[name].float()).abs().max()) for name in before if "norm" not in name)
 
 
+@pytest.mark.parametrize("said", [None, 4])
+def test_a_short_last_window_is_not_stepped_twice(images, tmp_path, said):
+    """The checkpoint before validation has the step of the last window."""
+
+    def fit(validation, **arguments):
+        trainer, _ = make(images, accumulate=2, optimizer="sgd")
+        train = Unsized(images) if said is None else Missized(images, said)
+        history = trainer.fit(train, validation, epochs=2, **arguments)
+        return trainer, history
+
+    right, _ = fit(batches_of(images))
+    cut, _ = fit(interrupting(batches_of(images)), checkpoint=tmp_path / "last.ckpt")
+    assert cut.interrupted
+    resumed, history = fit(batches_of(images), checkpoint=tmp_path / "last.ckpt")
+    assert len(history) == 2 and equal(weights(resumed), weights(right))
+
+
+def interrupting(batches):
+    """A validation loader during which Ctrl-C comes; iterators are not looked at before training."""
+    signal.raise_signal(signal.SIGINT)
+    yield from batches
+
+
 @pytest.mark.parametrize("said", [None, 3, 4])
 def test_a_last_window_is_a_whole_step_whatever_the_loader_says_of_its_length(images, said):
     """Clipping, the average, the mean over the batches that there are: as with a loader that knows its length."""
@@ -732,10 +755,15 @@ def test_a_last_window_is_a_whole_step_whatever_the_loader_says_of_its_length(im
 
 def test_more_batches_than_the_loader_said_are_trained_on(images):
     trainer, _ = make(images, accumulate=2)
-    steps = []
-    trainer.optimizer.register_step_pre_hook(lambda *_: steps.append(1))
-    trainer.fit(Missized(images, 1), epochs=1)
-    assert len(steps) == 3 and all(p.grad is None for p in trainer.model.parameters())
+    norms = []
+    look = lambda *_: norms.append(float(trainer.model.fc.weight.grad.norm()))  # noqa: E731
+    trainer.optimizer.register_step_pre_hook(look)
+    loader = Missized(images, 3)
+    loader.batches = loader.batches[:1] * 5  # the same one five times
+    trainer.model.eval().requires_grad_(True)
+    trainer.fit(loader, epochs=1)
+    assert len(norms) == 3 and all(p.grad is None for p in trainer.model.parameters())
+    assert min(norms) > 0.5 * max(norms)  # the last one counts as one batch too, not as a part of a window
 
 
 def test_a_last_window_is_a_whole_step_of_a_scaler_too(images):
@@ -775,6 +803,7 @@ def test_a_schedule_starts_anew_after_another_fit(images):
     trainer.fit(loaders.train, epochs=1, schedule=schedules.constant())
     rates = trainer.fit(loaders.train, epochs=2, schedule=schedules.warm_up(1, max_lr=0.5), batch_history=True).batches
     assert max(row["lr"] for row in rates) == pytest.approx(0.5)
+    assert "initial_lr" not in trainer.optimizer.param_groups[0]
     trainer.optimizer.param_groups[0]["lr"] = 0.2
     step = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)  # noqa: E731
     assert trainer.fit(loaders.train, epochs=1, schedule=step)["lr"] == [0.2]
@@ -790,6 +819,66 @@ class CtrlC(Callback):
         self.batches -= 1
         if self.batches == 0:
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_schedule_that_begins_where_another_ended_at_0_is_an_error(images):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
+    with pytest.raises(SettingError, match="Every rate of the optimizer is 0"):
+        trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
+    trainer.fit(loaders.train, epochs=1, schedule=schedules.linear(0.1))
+
+
+def test_what_torch_noted_of_the_users_own_scheduler_stays(images):
+    trainer, loaders = make(images)
+    torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
+    trainer.fit(loaders.train, epochs=1, schedule=schedules.one_cycle(0.5, peak_epoch=0.5))
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.01
+
+
+def halving(optimizer):
+    """A scheduler of somebody's own, which notes nothing in the optimizer."""
+
+    class Halving:
+        def __init__(self):
+            self.rate, self.steps = optimizer.param_groups[1]["lr"], 0
+
+        def step(self):
+            self.steps += 1
+            optimizer.param_groups[1]["lr"] = self.rate / 2**self.steps
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
+    return Halving()
+
+
+def cycle_of_own_rates(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=18)
+
+
+def changing_ranks(optimizer):
+    """Of two groups, the one that leads falls below the other."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda e: 1.0, lambda e: 0.01**e])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "every"), [(halving, "epoch"), (cycle_of_own_rates, "batch"), (changing_ranks, "epoch")]
+)
+def test_any_scheduler_goes_on_in_another_process(images, tmp_path, schedule, every):
+    def run(at):
+        trainer, loaders = with_groups(images)
+        trainer.callbacks = [CtrlC(at)]
+        return trainer.fit(loaders.train, epochs=3, schedule=schedule, every=every, checkpoint=tmp_path / "last.ckpt")
+
+    trainer, loaders = with_groups(images)
+    straight = trainer.fit(loaders.train, epochs=3, schedule=schedule, every=every)
+    run(14)
+    assert run(100)["lr"] == straight["lr"]
 
 
 @pytest.mark.parametrize("name", ["warm_up", "linear", "cosine", "one_cycle"])
@@ -922,6 +1011,40 @@ def test_an_extended_run_of_a_plain_dataloader_is_the_straight_one(tmp_path, sto
     assert equal(fit(3, checkpoint=checkpoint, extend=True), fit(3))
 
 
+def test_a_callback_that_draws_resumes_a_plain_dataloader_exactly(tmp_path):
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
+
+    def fit(at=100, **arguments):
+        vw.seed_everything(5)
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Draws(), CtrlC(at)])
+        trainer.fit(loader, epochs=3, **arguments)
+        return weights(trainer)
+
+    fit(6, checkpoint=tmp_path / "last.ckpt")
+    assert equal(fit(checkpoint=tmp_path / "last.ckpt"), fit())
+
+
+class Refuses(Callback):
+    def load_state_dict(self, state):
+        raise ValueError("not mine")
+
+    def state_dict(self):
+        return {"mine": 1}
+
+
+def test_a_checkpoint_that_is_refused_changes_nothing(images, tmp_path):
+    trainer, loaders = make(images, ema=0.9, callbacks=[Refuses()])
+    trainer.fit(loaders.train, epochs=2, schedule=schedules.cosine(), checkpoint=tmp_path / "last.ckpt")
+    other, loaders = make(images, ema=0.9, callbacks=[Refuses()])
+    before, rate = weights(other), other.optimizer.param_groups[0]["lr"]
+    with pytest.raises(DamagedFileError, match="not mine"):
+        other.fit(loaders.train, epochs=2, schedule=schedules.cosine(), checkpoint=tmp_path / "last.ckpt")
+    assert other.epochs_trained == 0 and other._average is None
+    assert equal(weights(other), before) and other.optimizer.param_groups[0]["lr"] == rate
+
+
 def test_loading_a_fits_checkpoint_is_what_the_fit_left(images, tmp_path):
     trainer, loaders = make(images, ema=0.9)
     trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "last.ckpt")
@@ -947,6 +1070,21 @@ def test_a_loss_with_a_parameter_is_evaluated(images):
     trainer, loaders = make(images, loss_fn=WithParameter())
     trainer.fit(loaders.train, loaders.test, epochs=1)
     assert trainer.evaluate(loaders.test).loss > 0
+
+
+class WeighsAtFirst(nn.Module):
+    weight = None
+
+    def forward(self, logits, targets):
+        if self.weight is None:
+            self.weight = torch.ones(logits.shape[1]) * logits.mean().detach().exp()
+        return nn.functional.cross_entropy(logits, targets, self.weight)
+
+
+def test_a_loss_that_makes_its_weights_in_an_evaluation_trains(images):
+    trainer, loaders = make(images, loss_fn=WeighsAtFirst())
+    trainer.evaluate(loaders.test)
+    assert len(trainer.fit(loaders.train, epochs=1)) == 1
 
 
 def test_targets_that_a_loss_passes_over_are_no_error(images):

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -33,6 +34,7 @@ from vision_wrapper.errors import (
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit; a larger claim is damage or an attack
+_FORSAKEN = 24 * 3600  # seconds; nothing is written for so long
 _NO_DIGEST = "0" * 64
 _DIGEST_KEY = b'"sha256":"'  # only the header's own: quotes inside its texts are escaped
 
@@ -77,11 +79,15 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Remove what processes of this machine that were killed while they wrote left in a folder."""
-    for part in Path(folder).glob(f".*.{_host()}.*.part"):
-        process = re.search(r"\.(\d+)-[0-9a-f]{8}\.part$", part.name)
-        if process and not _is_running(int(process[1])):
-            part.unlink(missing_ok=True)
+    """Remove what processes that were killed while they wrote left in a folder; of other machines after a day."""
+    for part in Path(folder).glob(".*.part"):
+        writer = re.search(r"\.([0-9a-f]{8})\.(\d+)-[0-9a-f]{8}\.part$", part.name)
+        if writer is None:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its writer has ended meanwhile
+            dead = writer[1] == _host() and not _is_running(int(writer[2]))
+            if dead or time.time() - part.stat().st_mtime > _FORSAKEN:
+                part.unlink()
 
 
 def _host() -> str:

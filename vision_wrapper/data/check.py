@@ -403,7 +403,7 @@ def check_batch(
     targets: Tensor,
     classes: int | None = None,
     wants_logits: bool = True,
-    ignore_index: int | None = IGNORED,
+    ignore_index: int = IGNORED,
 ) -> Iterator[Finding]:
     """Whether a model can be trained on a batch, on the model's device. `Trainer.fit` asks this of its first one.
 
@@ -413,7 +413,7 @@ def check_batch(
         targets: (N,) whole numbers, or anything else, of which less can be said.
         classes: how many there are, where that is known.
         wants_logits: whether the loss takes a softmax itself, as cross-entropy does.
-        ignore_index: the target that the loss passes over; None where the loss may take whole numbers for anything.
+        ignore_index: the target that the loss passes over.
     """
     if len(inputs) != len(targets):
         message = f"A batch has {len(inputs)} inputs but {len(targets)} targets."
@@ -431,7 +431,7 @@ def check_model(
     targets: Tensor,
     classes: int | None = None,
     wants_logits: bool = True,
-    ignore_index: int | None = IGNORED,
+    ignore_index: int = IGNORED,
 ) -> Iterator[Finding]:
     """Whether a model takes the inputs, has an output for each class, and returns logits; see `check_batch`."""
     with preserve_mode(model), torch.no_grad():
@@ -451,11 +451,11 @@ def check_model(
             f"shape {tuple(targets.shape)}.",
             "For classes, use targets.long().flatten().",
         )
-    elif targets.ndim == 1 and not targets.is_floating_point():
-        if ignore_index is not None:
-            yield from check_targets(targets[targets != ignore_index], logits.shape[1])
-        if ignore_index is not None or logits.shape[1] > 1:
-            yield from check_outputs(logits, classes, wants_logits)
+        return
+    numbers = targets.ndim == 1 and not targets.is_floating_point()
+    if numbers and (wants_logits or logits.shape[1] > 1):  # one output may be right for a loss of somebody's own
+        yield from check_targets(targets[targets != ignore_index], logits.shape[1])
+        yield from check_outputs(logits, classes, wants_logits)
 
 
 def _fit_cross_entropy(targets: Tensor, outputs: int) -> bool:

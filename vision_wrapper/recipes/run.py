@@ -85,7 +85,9 @@ def run(
 
     Args:
         recipe: a name of `RECIPES`, or a Recipe.
-        data: a name of `DATASETS`, a folder of images, or an ImageData; None is the recipe's own.
+        data: a name of `DATASETS`, a folder of images, or an ImageData; None is the recipe's own. A folder without a
+            test split is parted as by `data.load(folder, seed=0)`, whatever the run's seed: all seeds are tested on the
+            same images.
         root: where named data sets are kept.
         out: the run folder; None is `runs/RECIPE-DATE-TIME`, or the newest one there of the same run that did not end.
         callbacks: as of `Trainer`.

@@ -38,6 +38,8 @@ def load(trainer: Trainer, path: PathLike) -> None:
     with _all_or_nothing(trainer, path):
         _check_trainer(trainer, state, path)
         _restore_trainer(trainer, state)
+        for group in trainer.optimizer.param_groups:
+            group.pop("initial_lr", None)  # of the fit's schedule, which is not attached here
         if state["run"] is not None and state["run"]["average"] is not None:
             average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
             average.load([tensor.to(trainer.device) for tensor in state["run"]["average"]])
@@ -66,6 +68,8 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "rows": run.history.rows,
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
+        "own_rates": run.own_rates,
+        "leader": run.leader,
         "average": None if trainer._average is None else trainer._average.averages,
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "epoch_random": run.epoch_random,
@@ -104,8 +108,7 @@ def check_schedule(run: _Fit) -> None:
 
 def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Give the groups the rates that the run in the checkpoint began with: its schedule is built from them."""
-    for group, kept in zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
-        rate = float(kept.get("initial_lr", kept["lr"]))
+    for group, rate in zip(optimizer.param_groups, state["run"]["own_rates"], strict=True):
         group["lr"] = group["lr"].new_tensor(rate) if isinstance(group["lr"], Tensor) else rate
 
 
@@ -144,7 +147,7 @@ def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     extended = position["settings"]["epochs"] != run.epochs
     anew = _advanced_groups(trainer, run, position) if extended and run.scheduler is not None else None
     _restore_trainer(trainer, state)
-    for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates"):
+    for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates", "leader"):
         setattr(run, name, position[name])
     run.losses = [] if position["losses"] is None else list(position["losses"].to(trainer.device).unbind())
     run.correct = None if position["correct"] is None else position["correct"].to(trainer.device)

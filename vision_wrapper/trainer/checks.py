@@ -66,11 +66,10 @@ def takes_logits(loss_fn: Any) -> bool:
     return loss_fn is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
 
 
-def ignored_class(loss_fn: Any) -> int | None:
-    """The target that a loss of classes passes over; None for a loss of which nothing is known."""
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return loss_fn.ignore_index
-    return IGNORED if loss_fn in (nn.functional.cross_entropy, nn.functional.nll_loss) else None
+def ignored_class(loss_fn: Any) -> int:
+    """The target that a loss passes over."""
+    keywords = getattr(loss_fn, "keywords", {})  # of functools.partial
+    return int(keywords.get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
 
 
 def check_trainable(model: nn.Module) -> None:

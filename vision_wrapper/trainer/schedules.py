@@ -18,8 +18,6 @@ from torch.optim import lr_scheduler as torch_schedulers
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
 
-_RATES = ("lr", "initial_lr")  # of an optimizer's group; the second one is noted by torch's schedulers
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -75,7 +73,6 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
     name = getattr(function, "__name__", type(function).__name__)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
-        _start_at(optimizer, None)
         scheduler = function(optimizer)
         if isinstance(scheduler, torch_schedulers.ReduceLROnPlateau):
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
@@ -323,17 +320,16 @@ def _highest(optimizer: Optimizer) -> float:
 
 
 def _final_share(optimizer: Optimizer, final_lr: float) -> float:
-    """What part of its rate each group ends at; from 0, where another fit has ended, none goes on."""
+    """What part of its rate each group ends at."""
     highest = _highest(optimizer)
     return final_lr / highest if highest else 0.0
 
 
 def _shares(optimizer: Optimizer) -> list[float]:
-    """Each group's rate as a share of the largest one; where all have ended at 0, of those they began with."""
-    for rates in ([float(group[name]) for group in optimizer.param_groups if name in group] for name in _RATES):
-        if len(rates) == len(optimizer.param_groups) and max(rates) > 0:
-            return [rate / max(rates) for rate in rates]
-    return [1.0] * len(optimizer.param_groups)
+    """Each group's rate as a share of the largest one; where all are 0, all are alike."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(rates)
+    return [rate / largest for rate in rates] if largest > 0 else [1.0] * len(rates)
 
 
 def leading_group(optimizer: Optimizer) -> int:
@@ -343,8 +339,16 @@ def leading_group(optimizer: Optimizer) -> int:
 
 
 def _start_at(optimizer: Optimizer, lr: float | None) -> None:
-    """Let the largest rate be `lr`, the others in proportion; None keeps them. What a former schedule noted is gone."""
+    """Let the largest rate be `lr`, the others in proportion; None begins at the groups' own.
+
+    Raises `SettingError` for several groups whose rates are 0, where an earlier schedule has ended.
+    """
+    if lr is not None and len(optimizer.param_groups) > 1 and not _highest(optimizer):
+        raise SettingError(
+            "The rates of the optimizer's groups are all 0, where an earlier schedule may have ended, so their "
+            "proportion is not known: set each group's lr."
+        )
     for group, share in zip(optimizer.param_groups, _shares(optimizer), strict=True):
-        group.pop("initial_lr", None)  # torch would start there
+        group.pop("initial_lr", None)  # torch would begin there
         if lr is not None:
             group["lr"] = lr * share

@@ -80,6 +80,8 @@ class _Fit(Run):
     schedule: Schedule | None = None
     scheduler: Any = None
     leader: int = 0  # the group of the optimizer whose rate the history keeps
+    own_rates: list[float] = field(default_factory=list)  # of the groups, before the schedule
+    initial_rates: list[Any] = field(default_factory=list)  # likewise, what torch's schedulers call initial_lr
     checkpoint: Path | None = None
     checkpoint_seconds: float = math.inf
     settings: dict[str, Any] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class _Fit(Run):
     seconds: float = 0.0
     epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
     resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
+    pending: int = 0  # batches since the optimizer's last step
     refuses_one: bool = False  # a batch of one, because of batch norm
     checked: bool = False  # the first batch of this fit
     in_step: bool = False
@@ -258,6 +261,7 @@ class Trainer:
             DataError: a first batch that the model cannot take.
             NonFiniteLossError: the loss became NaN or infinite.
             OtherRunError: the checkpoint is of a run with other settings.
+            CheckpointError: a checkpoint cannot hold the schedule's or a callback's state.
             DeviceMemoryError: the GPU's memory did not suffice.
         """
         run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
@@ -292,7 +296,7 @@ class Trainer:
                 if begun:
                     run.call("on_fit_end")
             finally:
-                self._end(run)
+                self._end(run, begun)
         return run.history
 
     def _begin(self, run: _Fit, kept: dict[str, Any] | None) -> None:
@@ -302,29 +306,44 @@ class Trainer:
         with _unchanged_on_error(self.optimizer):
             if run.schedule is not None:
                 self._attach(run, run.schedule, kept)
+            run.leader = leading_group(self.optimizer)
             if kept is not None:
                 checkpoints.restore(self, run, kept)
         if kept is None and isinstance(self.optimizer, Lookahead):
             self.optimizer.restart()
-        run.leader = leading_group(self.optimizer)
         if not self.model.training:
             self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
         self.optimizer.zero_grad(set_to_none=True)
 
     def _attach(self, run: _Fit, schedule: Schedule, kept: dict[str, Any] | None) -> None:
+        """Build the scheduler from the rates that the run began with."""
+        groups = self.optimizer.param_groups
         if kept is not None:
             checkpoints.rewind_rates(self.optimizer, kept)
+        run.own_rates = [float(group["lr"]) for group in groups]
+        run.initial_rates = [group.get("initial_lr") for group in groups]
         run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
+        if not any(group.get(name) for group in groups for name in ("lr", "initial_lr", "max_lr")):
+            raise SettingError(
+                "Every rate of the optimizer is 0, where an earlier schedule may have ended: give the schedule a "
+                "max_lr, or set the groups' lr."
+            )
         # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
         vars(self.optimizer)["_opt_called"] = True
         checkpoints.check_schedule(run)
 
-    def _end(self, run: _Fit) -> None:
+    def _end(self, run: _Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
-        if self._average is not None:
-            self._average.swap()
-            self._average = None
+        average, self._average = self._average, None
         _detach_scheduler(self.optimizer, run.scheduler)
+        if not begun:
+            return
+        if average is not None:
+            average.swap()
+        for group, rate in zip(self.optimizer.param_groups, run.initial_rates, strict=False):
+            group.pop("initial_lr", None)  # torch's note of where a schedule began: the next one would begin there
+            if rate is not None:
+                group["initial_lr"] = rate
         self.epochs_trained = run.first_epoch + run.epoch
         self.interrupted = run.interrupted
 
@@ -334,7 +353,7 @@ class Trainer:
         started -= run.seconds
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
-        run.in_step = True
+        run.in_step, window = True, 1
         for inputs, targets in batches:
             size = len(targets)
             if run.refuses_one and size == 1:
@@ -355,6 +374,7 @@ class Trainer:
                 run.scheduler.step()
             run.batch += 1
             run.samples += size
+            run.pending = 0 if update else run.pending + 1
             for hook in batch_hooks:
                 hook(run)
             if update and (run.interrupted or time.monotonic() >= next_checkpoint):
@@ -365,19 +385,18 @@ class Trainer:
                     return
         if not run.batch:
             raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
-        self._finish_window(run)
+        if run.pending:
+            self._finish_window(run, window)
         run.in_step = False
         run.seconds = time.monotonic() - started
         if run.interrupted:  # after the last batch, as while the loader's processes end
             checkpoints.write(self, run)
 
-    def _finish_window(self, run: _Fit) -> None:
+    def _finish_window(self, run: _Fit, window: int) -> None:
         """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
-        window, update = _accumulation(run, self.accumulate, run.batch - 1)
-        if update:
-            return
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, window / (run.batch % self.accumulate))  # each loss counted as 1 / window
+        torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
+        run.pending = 0
         self._clip_gradients()
         self._optimizer_step()
         self._after_step()
@@ -398,8 +417,11 @@ class Trainer:
             set_loader_states(loader, run.epoch_random["loader"])
         batches = self._batches(loader, epoch, run.batch)
         run.call("on_epoch_start")
-        if run.batch and resumed is not None:  # what was drawn until here had been drawn before
-            set_random_states(resumed)
+        if run.batch:  # what is drawn until here had been drawn before
+            if not isinstance(loader, Loader):
+                _ = [next(batches, None) for _ in range(run.batch)]
+            if resumed is not None:
+                set_random_states(resumed)
         if not run.checked:
             run.checked = True
             first = next(batches, None)
@@ -410,7 +432,7 @@ class Trainer:
         return batches
 
     def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on; of any iterable, those before are passed over."""
+        """The batches of an epoch from number `start` on; of a loader that is not the library's, all of them."""
         if isinstance(loader, Loader):
             loader.device = self.device
             return loader.batches(epoch, start, channels_last=self.channels_last)
@@ -420,8 +442,6 @@ class Trainer:
             raise SettingError(
                 f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
             ) from error
-        for _ in range(start):
-            next(batches, None)
         return batches
 
     def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
@@ -556,7 +576,7 @@ class Trainer:
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         try:
-            with torch.inference_mode():  # a loss may have parameters of its own
+            with torch.no_grad():  # a loss may have parameters of its own
                 return self.loss_fn(logits, targets)
         except (IndexError, RuntimeError, ValueError) as error:
             raise DataError(
@@ -627,7 +647,7 @@ class Trainer:
         checkpoints.save(self, path)
 
     def load(self, path: PathLike) -> None:
-        """Put back what `save` or a `fit(checkpoint=…)` wrote.
+        """Put back what `save` or a `fit(checkpoint=…)` wrote; of a fit with `ema` the averaged weights.
 
         Raises what `_files.read_tensors` raises, or `OtherModelError`, and then changes nothing.
         """
@@ -651,18 +671,17 @@ def _length(loader: Any) -> int | None:
         return None
 
 
-def _accumulation(run: _Fit, accumulate: int, batch: int | None = None) -> tuple[int, bool]:
+def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
     """(batches in the window a batch is in, whether it is its last); the last window of an epoch may be shorter.
 
     It may also end before it was to, where the loader's length is unknown or wrong.
     """
     if accumulate == 1:
         return 1, True
-    batch = run.batch if batch is None else batch
-    first = batch - batch % accumulate
-    left = run.batches - first if run.batches is not None and batch < run.batches else accumulate
+    first = run.batch - run.batch % accumulate
+    left = run.batches - first if run.batches is not None and run.batch < run.batches else accumulate
     window = min(accumulate, left)
-    return window, batch == first + window - 1
+    return window, run.batch == first + window - 1
 
 
 def _watched(row: dict[str, Any], monitor: str) -> float:
@@ -686,10 +705,13 @@ def _reset_epoch(run: _Fit, device: torch.device) -> None:
 def _unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """A scheduler changes the groups when it is made; one that is then refused must not have."""
     groups = [dict(group) for group in optimizer.param_groups]
+    rates = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
     try:
         yield
     except BaseException:
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
+        for group, before, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+            if isinstance(rate, Tensor):  # schedulers change it in place
+                before["lr"].copy_(rate)
             group.clear()
             group.update(before)
         _detach_scheduler(optimizer, optimizer)
