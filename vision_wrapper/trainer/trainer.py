@@ -336,6 +336,7 @@ class Trainer:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
         _detach_scheduler(self.optimizer, run.scheduler)
+        self.interrupted = run.interrupted
         if not begun:
             return
         if average is not None:
@@ -345,7 +346,6 @@ class Trainer:
             if rate is not None:
                 group["initial_lr"] = rate
         self.epochs_trained = run.first_epoch + run.epoch
-        self.interrupted = run.interrupted
 
     def _train_epoch(self, run: _Fit) -> None:
         started = time.monotonic()
