@@ -418,8 +418,8 @@ class Trainer:
         batches = self._batches(loader, epoch, run.batch)
         run.call("on_epoch_start")
         if run.batch:  # what is drawn until here had been drawn before
-            if not isinstance(loader, Loader):
-                _ = [next(batches, None) for _ in range(run.batch)]
+            for _ in range(0 if isinstance(loader, Loader) else run.batch):
+                next(batches, None)
             if resumed is not None:
                 set_random_states(resumed)
         if not run.checked:
