@@ -821,11 +821,11 @@ class CtrlC(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_schedule_that_begins_where_another_ended_at_0_is_an_error(images):
+def test_a_schedule_that_begins_where_another_ended_at_0_is_warned_of(images):
     trainer, loaders = make(images)
     trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
-    trainer.optimizer.param_groups[0]["lr"] = 0.0
-    with pytest.raises(SettingError, match="Every rate of the optimizer is 0"):
+    assert trainer.optimizer.param_groups[0]["lr"] == 0
+    with pytest.warns(UserWarning, match="every rate of the optimizer is 0"):
         trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
     trainer.fit(loaders.train, epochs=1, schedule=schedules.linear(0.1))
 

@@ -205,15 +205,15 @@ class Trainer:
         scales = self._scaler.is_enabled()
         (self._scaler.scale(total) if scales else total).backward()
         if update:
-            self._clip_gradients()
+            if self.clip_norm is not None:
+                self._clip_gradients(self.clip_norm)
             self._optimizer_step()
             self._after_step()
         return loss.detach(), logits.detach()
 
-    def _clip_gradients(self) -> None:
-        if self.clip_norm is not None:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+    def _clip_gradients(self, norm: float) -> None:
+        self._scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), norm)
 
     def _after_step(self) -> None:
         if self._scaler.is_enabled():
@@ -324,9 +324,10 @@ class Trainer:
         run.initial_rates = [group.get("initial_lr") for group in groups]
         run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
         if not any(group.get(name) for group in groups for name in ("lr", "initial_lr", "max_lr")):
-            raise SettingError(
-                "Every rate of the optimizer is 0, where an earlier schedule may have ended: give the schedule a "
-                "max_lr, or set the groups' lr."
+            warnings.warn(
+                "Nothing will be learned: every rate of the optimizer is 0, where an earlier schedule may have ended. "
+                "Give the schedule a max_lr, or set the groups' lr.",
+                stacklevel=4,
             )
         # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
         vars(self.optimizer)["_opt_called"] = True
@@ -359,7 +360,7 @@ class Trainer:
             if run.refuses_one and size == 1:
                 raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
-            window, update = _accumulation(run, self.accumulate)
+            window, update = (1, True) if self.accumulate == 1 else _accumulation(run, self.accumulate)
             rate = self.optimizer.param_groups[run.leader]["lr"]
             run.rates.append(rate.clone() if isinstance(rate, Tensor) else rate)  # schedules change a tensor in place
             loss, logits = self.train_step(inputs, targets, window=window, update=update)
@@ -397,7 +398,8 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
         run.pending = 0
-        self._clip_gradients()
+        if self.clip_norm is not None:
+            self._clip_gradients(self.clip_norm)
         self._optimizer_step()
         self._after_step()
         if run.schedule is not None and run.schedule.every == "batch":
@@ -676,12 +678,11 @@ def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
 
     It may also end before it was to, where the loader's length is unknown or wrong.
     """
-    if accumulate == 1:
-        return 1, True
-    first = run.batch - run.batch % accumulate
-    left = run.batches - first if run.batches is not None and run.batch < run.batches else accumulate
+    left = accumulate
+    if run.batches is not None and run.batch < run.batches:
+        left = run.batches - (run.batch - run.pending)
     window = min(accumulate, left)
-    return window, run.batch == first + window - 1
+    return window, run.pending + 1 == window
 
 
 def _watched(row: dict[str, Any], monitor: str) -> float:
