@@ -121,7 +121,7 @@ def test_accumulation_is_a_larger_batch(images):
     x, y = next(iter(loaders.train))
     x, y = x[:6], y[:6]
     for i in range(3):
-        small.train_step(x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2], window=3, update=i == 2)
+        small.train_step(x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2], share=1 / 3, update=i == 2)
     large.train_step(x, y)
     for a, b in zip(small.model.parameters(), large.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)

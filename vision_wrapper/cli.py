@@ -52,6 +52,7 @@ def train(
     Without a recipe it is the quick start on digits, offline.
     """
     from vision_wrapper import recipes
+    from vision_wrapper._distributed import join
     from vision_wrapper.trainer import EpochLog, ProgressBar
 
     _check_recipe(recipe)
@@ -59,6 +60,8 @@ def train(
     bar = ProgressBar() if sys.stderr.isatty() else EpochLog()
     data = settings.pop("data", None)
     result = recipes.run(recipe, data, root, out, callbacks=[bar], skip_unreadable=skip_unreadable, **settings)
+    if not join().is_main:  # of several processes that train together
+        return
     if result.predictions is None:
         command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
         typer.echo(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")

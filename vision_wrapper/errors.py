@@ -62,3 +62,7 @@ class DeviceMemoryError(VisionWrapperError, RuntimeError):
 
 class WorkerError(VisionWrapperError, RuntimeError):
     """A process that loads images ended before its time; the message says how to go on."""
+
+
+class ProcessError(VisionWrapperError, RuntimeError):
+    """Another of the processes that train together failed; the message has its error."""

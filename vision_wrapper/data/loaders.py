@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._distributed import processes_here
 from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
@@ -107,13 +108,22 @@ class Loader:
         """How batches are made: "whole batches" from memory, "whole batches on cuda", or "image by image"."""
         return f"{self._samples.path} on {self.device.type}" if self._stays_on_device() else self._samples.path
 
-    def batches(self, epoch: int, start: int = 0, channels_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch number `start` on; `channels_last` is their memory format."""
-        order = self.order(epoch)
-        chunks = [
-            order[first : first + self.batch_size]
-            for first in range(start * self.batch_size, len(order), self.batch_size)
-        ][: len(self) - start]
+    def batches(
+        self, epoch: int, start: int = 0, channels_last: bool = False, *, step: int = 1, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from batch number `start` on.
+
+        Args:
+            epoch: its number, from 0.
+            start: the first batch's number, from 0.
+            channels_last: the images' memory format.
+            step: 2 is every other batch.
+            part: (rank, count) gives of each batch every count-th sample from number `rank` on, for one of several
+                processes; of a batch that has none for it, the first sample.
+        """
+        order, (rank, count) = self.order(epoch), part
+        chunks = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        chunks = [chunk[rank::count] if rank < len(chunk) else chunk[:1] for chunk in chunks[start : len(self) : step]]
         requests = [self._request(order, epoch, chunk) for chunk in chunks]
         for raw, chunk in zip(self._produce(requests), chunks, strict=True):
             yield self._finished(raw, epoch, chunk, channels_last)
@@ -513,4 +523,4 @@ def _number_of_workers(split: Split, num_workers: int | None) -> int:
     if isinstance(split, ArraySplit):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MAX_WORKERS, cores)
+    return min(_MAX_WORKERS, max(1, cores // processes_here()))

@@ -12,7 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch import nn
 import vision_wrapper
 from vision_wrapper import data as image_data
 from vision_wrapper import models, report, viz
+from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_bytes, write_json, write_text
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
@@ -81,7 +82,8 @@ def run(
 ) -> Result:
     """Train a recipe, and write a run folder.
 
-    The same call again goes on with an unfinished run and leaves a finished one as it is.
+    The same call again goes on with an unfinished run and leaves a finished one as it is. Of several processes (see
+    `Trainer`) the main one writes; the others have to see its folder.
 
     Args:
         recipe: a name of `RECIPES`, or a Recipe.
@@ -107,20 +109,27 @@ def run(
     images, loaders = _load(plan, source, root, skip_unreadable)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = _identity(plan, source, images, root, skip_unreadable)
-    unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
-    folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
-    made = _open_run_folder(folder, identity)
-    if _is_finished(folder):
+    processes = join()
+
+    def opened() -> tuple[Path, bool, bool]:
+        unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
+        folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
+        return folder, _open_run_folder(folder, identity), _is_finished(folder)
+
+    folder, made, finished = processes.on_main(opened)
+    if finished:
         return _finished_run(plan, folder, loaders)
     try:
-        with exclusive(folder / ".lock"), preserve_random_states():
-            remove_leftovers(folder)
+        with contextlib.ExitStack() as stack:
+            processes.on_main(lambda: stack.enter_context(exclusive(folder / ".lock")))
+            processes.on_main(lambda: remove_leftovers(folder))
+            stack.enter_context(preserve_random_states())
             seed_generators(plan.seed)
-            begun = (folder / "last.ckpt").exists()
+            begun = processes.on_main((folder / "last.ckpt").exists)
             trainer = _trainer(plan, images, loaders, callbacks, device, begun)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
-        if made and not (folder / "last.ckpt").exists():
+        if made and processes.is_main and not (folder / "last.ckpt").exists():
             _empty(folder)  # nothing was trained: nothing half-made stays
         raise
 
@@ -188,22 +197,27 @@ def _train(
         checkpoint=folder / "last.ckpt",
         checkpoint_seconds=checkpoint_seconds,
     )
-    history.to_csv(folder / "history.csv")
-    history.to_json(folder / "history.json")
+    on_main = trainer.processes.on_main
+    on_main(lambda: (history.to_csv(folder / "history.csv"), history.to_json(folder / "history.json")))
     if trainer.interrupted:
         return Result(plan, history, None, folder)
     predictions = trainer.predict(loaders.test)
     averaged = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
-    if loaders.val is None:
-        best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
-    else:
-        _store_temperature(folder / "best.safetensors", loaders.val, trainer)
-    val_name = "test" if loaders.val is None else "validation"
-    _write_results(folder, images, trainer.model, history, val_name, predictions, curve)
-    report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
-    write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
-    report.write(folder)
-    (folder / ".lock").unlink(missing_ok=True)
+
+    def write() -> None:
+        if loaders.val is None:
+            best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
+        else:
+            _store_temperature(folder / "best.safetensors", loaders.val, trainer)
+        val_name = "test" if loaders.val is None else "validation"
+        _write_results(folder, images, trainer.model, history, val_name, predictions, curve)
+        write_json(folder / "environment.json", environment(trainer.processes.count))
+        report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
+        write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
+        report.write(folder)
+        (folder / ".lock").unlink(missing_ok=True)
+
+    on_main(write)
     return Result(plan, history, predictions, folder, averaged)
 
 
@@ -270,6 +284,8 @@ class _BestClassifier(Callback):
 
     def save(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Write the classifier file."""
+        if not trainer.processes.is_main:
+            return
         with trainer.averaged():
             save_classifier(
                 self.path, trainer.model, self.loaders.preprocess, self.loaders.train.classes, metrics=metrics
@@ -288,10 +304,11 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
     """The LR finder's curve where the recipe asks for it; a run that goes on reads the one it began with."""
     if not plan.find_lr:
         return None
-    path = folder / "lr_curve.json"
-    if path.exists():
+    path, on_main = folder / "lr_curve.json", trainer.processes.on_main
+    kept = on_main(lambda: read_json(path) if path.exists() else None)
+    if kept is not None:
         try:
-            return LRCurve(**read_json(path))
+            return LRCurve(**kept)
         except TypeError as error:
             raise DamagedFileError(f"{path} does not hold a curve of the LR finder: {error}.") from error
     curve = trainer.find_lr(loaders.train)
@@ -299,7 +316,7 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
         raise SettingError(
             f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr."
         )
-    write_json(path, {"lrs": curve.lrs, "losses": curve.losses, "suggestion": curve.suggestion, "reason": curve.reason})
+    on_main(lambda: write_json(path, asdict(curve)))
     return curve
 
 
@@ -315,7 +332,6 @@ def _write_results(
     predictions.save(folder / "predictions.npz")
     mistakes = predictions.mistakes(order="confidence")
     mistakes.to_csv(folder / "mistakes.csv")
-    write_json(folder / "environment.json", environment())
     assert predictions.preprocess is not None
     write_text(folder / "model.txt", str(models.summary(model, (images.channels, *predictions.preprocess.size))))
     shown = mistakes[:SHOWN_MISTAKES]
@@ -345,7 +361,7 @@ def _gradcam(model: nn.Module, mistakes: Mistakes, target: Literal["predicted", 
         return nothing(str(error))
 
 
-def environment() -> dict[str, Any]:
+def environment(processes: int = 1) -> dict[str, Any]:
     """What the run was made on, without anything personal."""
     from importlib.metadata import version
 
@@ -359,6 +375,7 @@ def environment() -> dict[str, Any]:
         "albumentations": version("albumentations"),  # importing it would ask the package index
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 

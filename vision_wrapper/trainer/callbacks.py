@@ -50,7 +50,14 @@ class Run:
 
 
 class Callback:
-    """Override what you need; each hook is given the `Run`. A method `on_…` with another name is an error."""
+    """Override what you need; each hook is given the `Run`. A method `on_…` with another name is an error.
+
+    Attributes:
+        everywhere: whether every one of several processes calls it. False, for callbacks that write or print, is the
+            main one alone.
+    """
+
+    everywhere = True
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -107,6 +114,8 @@ class ProgressBar(Callback):
     Quiet where standard error is no terminal, as in a log file: use `EpochLog` there. It refreshes by the clock.
     """
 
+    everywhere = False
+
     def __init__(self):
         self._bar: Any = None
 
@@ -147,6 +156,8 @@ class ProgressBar(Callback):
 
 class EpochLog(Callback):
     """A line an epoch, to standard output or another text stream."""
+
+    everywhere = False
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream
@@ -203,6 +214,8 @@ class FreezeBody(Callback):
 class CSVLog(Callback):
     """Keeps a CSV file of the history up to date, an epoch at a time."""
 
+    everywhere = False
+
     def __init__(self, path: PathLike):
         self.path = path
 
@@ -253,6 +266,8 @@ class EarlyStopping(Callback):
 
 class TensorBoard(Callback):
     """Writes the history to a TensorBoard folder. Needs the extra: pip install 'vision-wrapper[tensorboard]'."""
+
+    everywhere = False
 
     def __init__(self, folder: PathLike):
         try:

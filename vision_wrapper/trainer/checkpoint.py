@@ -28,7 +28,9 @@ KIND = "checkpoint"
 
 
 def save(trainer: Trainer, path: PathLike) -> None:
-    """Write the trainer's own state, without a run."""
+    """Write the trainer's own state, without a run; of several processes the main one does."""
+    if not trainer.processes.is_main:
+        return
     write_tensors(path, KIND, {**_trainer_state(trainer), "run": None})
 
 
@@ -48,10 +50,21 @@ def load(trainer: Trainer, path: PathLike) -> None:
 
 
 def write(trainer: Trainer, run: _Fit) -> None:
-    """Write a run's checkpoint, where it has one; never over a good one when a loss is not finite."""
+    """Write a run's checkpoint, where it has one; never over a good one when a loss is not finite.
+
+    Every process has its random states in it; the main one writes.
+    """
     if run.checkpoint is None:
         return
-    trainer._read_losses(run)
+    trainer._read(run)
+    own = {
+        "random": random_states(),
+        "epoch_random": run.epoch_random,
+        "loader_random": loader_states(run.loader),
+    }
+    processes = trainer.processes.gathered(own)
+    if not trainer.processes.is_main:
+        return
     position = {
         "settings": run.settings,
         "first_epoch": run.first_epoch,
@@ -61,10 +74,10 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "total": run.total,
         "seconds": run.seconds,
         "stop": run.stop,
-        "losses": torch.stack(run.losses) if run.losses else None,
+        "losses": torch.tensor(run.losses, dtype=torch.float64),
         "sizes": run.sizes,
         "rates": [float(rate) for rate in run.rates],
-        "correct": run.count_hits(),
+        "correct": run.correct,
         "rows": run.history.rows,
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
@@ -72,8 +85,7 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "leader": run.leader,
         "average": None if trainer._average is None else trainer._average.averages,
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
-        "epoch_random": run.epoch_random,
-        "loader_random": loader_states(run.loader),
+        "processes": processes,
     }
     trained = {"epochs_trained": run.first_epoch + run.epoch}
     write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), **trained, "run": position})
@@ -149,8 +161,7 @@ def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     _restore_trainer(trainer, state)
     for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates", "leader"):
         setattr(run, name, position[name])
-    run.losses = [] if position["losses"] is None else list(position["losses"].to(trainer.device).unbind())
-    run.correct = None if position["correct"] is None else position["correct"].to(trainer.device)
+    run.losses, run.correct = position["losses"].tolist(), position["correct"]
     run.history = History(position["rows"], position["batches"])
     if anew is not None:
         for group, values in zip(trainer.optimizer.param_groups, anew, strict=True):
@@ -164,9 +175,10 @@ def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     for callback, kept in zip(trainer.callbacks, position["callbacks"], strict=False):
         if kept:
             callback.load_state_dict(kept)
-    run.epoch_random, run.resume_random = position["epoch_random"], state["random"]
-    set_random_states(state["random"])  # also where no epoch is left
-    set_loader_states(run.loader, position["loader_random"])
+    own = position["processes"][trainer.processes.rank]
+    run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
+    set_random_states(own["random"])  # also where no epoch is left
+    set_loader_states(run.loader, own["loader_random"])
 
 
 def _advanced_groups(trainer: Trainer, run: _Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -249,6 +261,7 @@ def describe(trainer: Trainer, run: _Fit) -> dict[str, Any]:
         "clip_norm": trainer.clip_norm,
         "accumulate": trainer.accumulate,
         "l1": trainer.l1,
+        "processes": trainer.processes.count,
     }
 
 

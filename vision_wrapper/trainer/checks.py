@@ -17,6 +17,11 @@ from vision_wrapper.trainer.callbacks import Callback
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import _Fit
 
+UNUSED_PARAMETERS = (
+    "Several processes wait for the gradients of parameters that the forward pass does not use. Take these out of the "
+    "model, or freeze them: parameter.requires_grad_(False)."
+)
+
 
 def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compile: Any) -> None:
     """Raise `SettingError` for a value that cannot be."""
@@ -78,16 +83,31 @@ def check_trainable(model: nn.Module) -> None:
         raise SettingError("Every parameter of the model is frozen: models.unfreeze(model) thaws it.")
 
 
-def check_last_batch(model: nn.Module, loader: Any) -> None:
-    """Raise `SettingError` where the last batch of an epoch has one image, and the model batch norm."""
+def check_last_batch(model: nn.Module, loader: Any, processes: int) -> None:
+    """Raise `SettingError` where a process has one image of an epoch's last batch, and the model batch norm."""
     if not isinstance(loader, Loader) or not has_batch_norm(model):
         return
-    last = len(loader.split) % loader.batch_size or loader.batch_size
+    rest = 0 if loader.drop_last else len(loader.split) % loader.batch_size
+    last = rest or loader.batch_size
+    if processes > 1 and last // processes < 2:
+        raise SettingError(
+            f"The last batch has {last} images for {processes} processes: one would have a single one, which batch "
+            "norm cannot train on. Use drop_last=True or another batch_size (it is that of all processes together)."
+        )
     if last == 1 and not loader.drop_last:
         raise SettingError(
             f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
             "norm cannot train on. Use drop_last=True or another batch size."
         )
+
+
+def check_same_settings(told: Sequence[dict[str, Any]]) -> None:
+    """Raise `SettingError` where processes that are to train together describe other runs."""
+    main = told[0]
+    for rank, settings in enumerate(told):
+        different = [f"{k}: {main[k]!r} there, {v!r} here" for k, v in settings.items() if v != main[k]]
+        if different:
+            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(different)}).")
 
 
 def check_pair(batch: Any) -> tuple[Tensor, Tensor]:

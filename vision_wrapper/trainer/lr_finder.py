@@ -16,6 +16,7 @@ from torch import nn
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer.optimizers import Lookahead
+from vision_wrapper.trainer.parts import Parts
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -81,6 +82,7 @@ def run_lr_finder(
     ):
         if not trainer.model.training:
             trainer.model.train()
+        trainer._distribute()
         trainer.optimizer.zero_grad(set_to_none=True)
         if isinstance(trainer.optimizer, Lookahead):
             trainer.optimizer.restart()
@@ -94,13 +96,16 @@ def run_lr_finder(
             contextlib.redirect_stderr(io.StringIO()),
             contextlib.suppress(_LossNotFinite),
         ):
-            finder.range_test(
-                batches_class(_endless(trainer, train_loader)),
-                start_lr=start_lr,
-                end_lr=end_lr,
-                num_iter=num_iter,
-                accumulation_steps=trainer.accumulate,
-            )
+            try:
+                finder.range_test(
+                    batches_class(_endless(trainer, train_loader)),
+                    start_lr=start_lr,
+                    end_lr=end_lr,
+                    num_iter=num_iter,
+                    accumulation_steps=trainer.accumulate,
+                )
+            finally:
+                trainer._separate()
     losses = finder.history["loss"]
     stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
     return suggest(finder.rates[: len(losses)], losses, stopped)
@@ -123,14 +128,14 @@ class _LossNotFinite(Exception):
 
 
 def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
-    """The batches of epoch after epoch; a loader's own count of epochs stays."""
+    """(batch, share of it) of epoch after epoch; a loader's own count of epochs stays."""
     for epoch in count():
-        first = True
-        for batch in trainer._batches(loader, epoch):
+        first, batches = True, trainer._batches(loader, epoch)
+        for batch in batches:
             if first and epoch == 0:
                 trainer._check_batch(batch, loader)
             first = False
-            yield batch
+            yield batch, batches.share if isinstance(batches, Parts) else 1.0
         if first:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
 
@@ -164,11 +169,13 @@ def _classes() -> tuple[Any, Any]:
             self.optimizer._opt_called = True  # the step is taken, though not through the package's counter
             total = 0.0
             for i in range(accumulation_steps):
-                inputs, targets = self.trainer._prepare(*next(train_iter))
-                loss, _ = self.trainer.train_step(
-                    inputs, targets, window=accumulation_steps, update=i == accumulation_steps - 1
-                )
-                total += float(loss) / accumulation_steps
+                batch, share = next(train_iter)
+                inputs, targets = self.trainer._prepare(*batch)
+                share /= accumulation_steps
+                loss, _ = self.trainer.train_step(inputs, targets, share=share, update=i == accumulation_steps - 1)
+                total += float(loss) * share
+            told = self.trainer.processes.gathered(total)
+            total = sum(told) / len(told)
             if self.val_loader is not None:
                 total = self.trainer.evaluate(self.val_loader).loss
             if not math.isfinite(total):

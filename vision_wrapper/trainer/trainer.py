@@ -18,8 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vision_wrapper._allocator import keep_freed_memory
+from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike
 from vision_wrapper._state import (
     loader_states,
@@ -38,10 +40,12 @@ from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
 from vision_wrapper.trainer.checks import (
+    UNUSED_PARAMETERS,
     check_callbacks,
     check_last_batch,
     check_optimizer,
     check_pair,
+    check_same_settings,
     check_settings,
     check_trainable,
     ignored_class,
@@ -54,6 +58,7 @@ from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
+from vision_wrapper.trainer.parts import Agreement, Parts, evaluated_batches, in_order, is_sampled, training_parts
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
@@ -87,12 +92,14 @@ class _Fit(Run):
     settings: dict[str, Any] = field(default_factory=dict)
     batch_history: bool = False
     hooks: dict[str, list[Any]] = field(default_factory=dict)
-    # Of the epoch under way. Losses and counts stay on the device and are read once.
-    losses: list[Tensor] = field(default_factory=list)
+    # Of the epoch under way: of the batches whose losses and hits were read, and, on the device, of those since then.
+    losses: list[float] = field(default_factory=list)
+    correct: int | None = None  # None where targets are not classes
+    unread: list[Tensor] = field(default_factory=list)  # losses, of several processes this one's part of them
+    hits: list[Tensor] = field(default_factory=list)  # bool (N,) each
     sizes: list[int] = field(default_factory=list)
     rates: list[float | Tensor] = field(default_factory=list)
-    correct: Tensor | None = None  # of the batches that `count_hits` has counted; None where targets are not classes
-    hits: list[Tensor] = field(default_factory=list)  # of the others, bool (N,) each
+    parts: Parts | None = None  # of several processes: this one's part of the epoch's batches
     seconds: float = 0.0
     epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
     resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
@@ -106,15 +113,13 @@ class _Fit(Run):
         for function in self.hooks[hook]:
             function(self)
 
-    def count_hits(self) -> Tensor | None:
-        """How many of the epoch so far were right, on the device."""
-        if self.correct is not None and self.hits:
-            self.correct, self.hits = self.correct + torch.cat(self.hits).sum(), []
-        return self.correct
-
 
 class Trainer:
     """Trains, evaluates and predicts with a model and its optimizer.
+
+    Under `torchrun`, `accelerate launch`, a notebook launcher, srun or Ray Train it joins the other processes: each
+    trains on its part of every batch, from the main one's weights, with torch's DistributedDataParallel. Every process
+    then has to make the same calls; the main one writes and prints. `processes` says which one this is.
 
     Args:
         model: any module from a batch of inputs to logits (N, classes). It is moved to the device; networks of this
@@ -156,6 +161,7 @@ class Trainer:
         deterministic: bool = False,
     ):
         check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
+        self.processes = join()
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
@@ -173,7 +179,11 @@ class Trainer:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         checkpoints.place_state(optimizer)
-        self._forward = _compiled(model, compile) if compile else model
+        self.processes.broadcast([*model.parameters(), *model.buffers()])
+        self._network = _compiled(model, compile) if compile else model
+        self._forward: Callable[[Tensor], Tensor] = self._network  # in training steps
+        self._distributed: list[nn.Parameter] = []  # whose gradients that averages over processes
+        self._unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._autocast = autocast(self.precision, self.device)
         self._scaler = gradient_scaler(self.precision, self.device)
         # A disabled scaler would only pass on, in every step.
@@ -183,25 +193,25 @@ class Trainer:
     # ---- training
 
     def train_step(
-        self, inputs: Tensor, targets: Tensor, *, window: int = 1, update: bool = True
+        self, inputs: Tensor, targets: Tensor, *, share: float = 1.0, update: bool = True
     ) -> tuple[Tensor, Tensor]:
         """One training step, the only one: fit, the LR finder and the benchmarks call it.
 
         Args:
             inputs: a batch on the trainer's device.
             targets: likewise.
-            window: how many batches make this step of the optimizer; the loss counts as that part of it.
+            share: what the loss counts for in this step of the optimizer: 1 / n where n batches make it.
             update: whether this is the last of them.
 
         Returns:
             The batch's loss and its logits, detached, on the device.
         """
-        with self._autocast:
+        with self._autocast, _TOGETHER if update else self._unsynchronised():
             logits = self._forward(inputs).float()  # losses are computed in float32
             loss = self.loss_fn(logits, targets)
         total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
-        if window > 1:
-            total = total / window
+        if share != 1:
+            total = total * share
         scales = self._scaler.is_enabled()
         (self._scaler.scale(total) if scales else total).backward()
         if update:
@@ -266,7 +276,8 @@ class Trainer:
         """
         run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
         run.checkpoint_seconds = checkpoint_seconds
-        kept = checkpoints.read(self, run, extend)  # another run's is refused before anything is changed
+        # Another run's is refused before anything is changed.
+        kept = self.processes.on_main(partial(checkpoints.read, self, run, extend))
         self._check_validation(val_loader)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -283,10 +294,16 @@ class Trainer:
                     self._finish_epoch(run, val_loader)
                 if not run.interrupted:
                     checkpoints.write(self, run)
+                averages = [] if self._average is None else self._average.averages
+                self.processes.broadcast([*self.model.buffers(), *averages])
         except KeyboardInterrupt:
             run.interrupted = True  # during validation: the checkpoint before it is whole
         except torch.OutOfMemoryError as error:
             raise out_of_memory(run.loader) from error
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" in str(error):  # of DistributedDataParallel
+                raise SettingError(f"{position(run)}: {UNUSED_PARAMETERS}") from error
+            raise
         except IndexError as error:
             if run.in_step and "out of bounds" in str(error):
                 raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
@@ -336,6 +353,7 @@ class Trainer:
     def _end(self, run: _Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
+        self._separate()
         _detach_scheduler(self.optimizer, run.scheduler)
         self.interrupted = run.interrupted
         if not begun:
@@ -352,25 +370,29 @@ class Trainer:
         started = time.monotonic()
         batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
         started -= run.seconds
+        self._distribute()
+        agreement = None if self.processes.count == 1 else Agreement(self.processes)
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_step, window = True, 1
         for inputs, targets in batches:
-            size = len(targets)
+            size, share = len(targets), 1.0
             if run.refuses_one and size == 1:
                 raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
+            if run.parts is not None:
+                size, share = run.parts.size, run.parts.share
             inputs, targets = self._prepare(inputs, targets)
             window, update = (1, True) if self.accumulate == 1 else _accumulation(run, self.accumulate)
             rate = self.optimizer.param_groups[run.leader]["lr"]
             run.rates.append(rate.clone() if isinstance(rate, Tensor) else rate)  # schedules change a tensor in place
-            loss, logits = self.train_step(inputs, targets, window=window, update=update)
-            run.losses.append(loss)
+            loss, logits = self.train_step(inputs, targets, share=share / window, update=update)
+            run.unread.append(loss if run.parts is None else loss * (share / self.processes.count))
             run.sizes.append(size)
             if run.correct is not None:
-                if _are_classes(logits, targets):
-                    run.hits.append(logits.argmax(1) == targets)
-                else:
+                if not _are_classes(logits, targets):
                     run.correct = None
+                elif share:
+                    run.hits.append(logits.argmax(1) == targets)
             if update and every_batch:
                 run.scheduler.step()
             run.batch += 1
@@ -378,18 +400,23 @@ class Trainer:
             run.pending = 0 if update else run.pending + 1
             for hook in batch_hooks:
                 hook(run)
-            if update and (run.interrupted or time.monotonic() >= next_checkpoint):
-                run.seconds = time.monotonic() - started
-                checkpoints.write(self, run)
-                next_checkpoint = time.monotonic() + run.checkpoint_seconds
-                if run.interrupted:
-                    return
+            if update:
+                stop, due = run.interrupted, time.monotonic() >= next_checkpoint
+                if agreement is not None:
+                    stop, due = agreement.reached(stop, due)
+                if stop or due:
+                    run.interrupted, run.seconds = stop, time.monotonic() - started
+                    checkpoints.write(self, run)
+                    next_checkpoint = time.monotonic() + run.checkpoint_seconds
+                    if stop:
+                        return
         if not run.batch:
             raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
         if run.pending:
             self._finish_window(run, window)
         run.in_step = False
-        run.seconds = time.monotonic() - started
+        told = self.processes.gathered((run.interrupted, time.monotonic() - started))
+        run.interrupted, run.seconds = any(stop for stop, _ in told), max(seconds for _, seconds in told)
         if run.interrupted:  # after the last batch, as while the loader's processes end
             checkpoints.write(self, run)
 
@@ -397,6 +424,7 @@ class Trainer:
         """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
+        self.processes.average(gradients)
         run.pending = 0
         if self.clip_norm is not None:
             self._clip_gradients(self.clip_norm)
@@ -413,11 +441,12 @@ class Trainer:
             if resumed is not None:
                 set_random_states(resumed)
             run.epoch_random = {**random_states(), "loader": loader_states(loader)}
-            _reset_epoch(run, self.device)
+            _reset_epoch(run)
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
             set_loader_states(loader, run.epoch_random["loader"])
         batches = self._batches(loader, epoch, run.batch)
+        run.parts = batches if isinstance(batches, Parts) else None
         run.call("on_epoch_start")
         if run.batch:  # what is drawn until here had been drawn before
             for _ in range(0 if isinstance(loader, Loader) else run.batch):
@@ -434,21 +463,49 @@ class Trainer:
         return batches
 
     def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on; of a loader that is not the library's, all of them."""
+        """The batches of a training epoch from number `start` on, all of a loader that is not the library's.
+
+        Of several processes each has its `Parts`.
+        """
+        processes = self.processes
         if isinstance(loader, Loader):
             loader.device = self.device
-            return loader.batches(epoch, start, channels_last=self.channels_last)
-        try:
-            batches = iter(loader)
-        except TypeError as error:
-            raise SettingError(
-                f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
-            ) from error
-        return batches
+            part = (processes.rank, processes.count)
+            batches = loader.batches(epoch, start, self.channels_last, part=part)
+        else:
+            if is_sampled(loader):
+                loader.sampler.set_epoch(epoch)
+            batches = _iterator(loader)
+        return batches if processes.count == 1 else training_parts(processes, loader, batches, start)
+
+    def _evaluated(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a loader; of several processes each has its own of them."""
+        processes = self.processes
+        if isinstance(loader, Loader):
+            loader.device = self.device
+            return loader.batches(0, processes.rank, self.channels_last, step=processes.count)
+        batches = _iterator(loader)
+        return batches if processes.count == 1 else evaluated_batches(processes, loader, batches)
+
+    def _distribute(self) -> None:
+        """Have training steps average their gradients over the processes, of what is trained now."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.processes.count == 1 or [*map(id, trained)] == [*map(id, self._distributed)]:
+            return
+        self._separate()
+        # After its first step torch orders the gradients anew, and with them, from three processes on, the sums: a
+        # resumed run would differ in its last bits. Looking for unused parameters, which takes time, prevents it.
+        exact = self.processes.count > 2 and (self.device.type == "cpu" or self.deterministic)
+        wrapped = DistributedDataParallel(self._network, find_unused_parameters=exact)  # type: ignore[arg-type]
+        self._forward, self._unsynchronised, self._distributed = wrapped, wrapped.no_sync, trained
+
+    def _separate(self) -> None:
+        """Have training steps use the gradients of this process alone, as outside of a fit."""
+        self._forward, self._unsynchronised, self._distributed = self._network, nullcontext, []
 
     def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
-        losses, correct = self._read_losses(run), run.count_hits()
         checkpoints.write(self, run)
+        self._read(run)
         evaluation = None
         if val_loader is not None:
             with self.averaged():
@@ -457,8 +514,8 @@ class Trainer:
         row = {
             "epoch": run.epoch + 1,
             "lr": float(run.rates[-1]),
-            "train_loss": sum(x * n for x, n in zip(losses, run.sizes, strict=False)) / run.samples,
-            "train_accuracy": None if correct is None else int(correct) / run.samples,
+            "train_loss": sum(x * n for x, n in zip(run.losses, run.sizes, strict=False)) / run.samples,
+            "train_accuracy": None if run.correct is None else run.correct / run.samples,
             "val_loss": None if evaluation is None else evaluation.loss,
             "val_accuracy": None if evaluation is None else evaluation.accuracy,
             "seconds": run.seconds,
@@ -467,7 +524,7 @@ class Trainer:
             first = len(run.history.batches)
             run.history.batches += [
                 {"step": first + i, "epoch": run.epoch + 1, "lr": float(rate), "loss": loss}
-                for i, (rate, loss) in enumerate(zip(run.rates, losses, strict=False))
+                for i, (rate, loss) in enumerate(zip(run.rates, run.losses, strict=False))
             ]
         run.history.rows.append(row)
         if run.schedule is not None and run.schedule.every == "epoch":
@@ -475,14 +532,20 @@ class Trainer:
         run.epoch += 1
         run.batch, run.seconds = 0, 0.0
         run.call("on_epoch_end")
+        run.stop = next((stop for stop in self.processes.gathered(run.stop) if stop is not None), None)
 
-    def _read_losses(self, run: _Fit) -> list[float]:
-        """The losses of the epoch so far: the one moment at which the device is waited for."""
-        losses = torch.stack(run.losses).float().tolist() if run.losses else []
-        for batch, loss in enumerate(losses):
+    def _read(self, run: _Fit) -> None:
+        """Read the losses and hits since the last time: the one moment at which the device is waited for."""
+        losses = torch.stack(run.unread).float().tolist() if run.unread else []
+        hits = int(torch.cat(run.hits).sum()) if run.hits else 0
+        run.unread, run.hits = [], []
+        told = self.processes.gathered((losses, hits))
+        run.losses += [sum(parts) for parts in zip(*(losses for losses, _ in told), strict=True)]
+        if run.correct is not None:
+            run.correct += sum(hits for _, hits in told)
+        for batch, loss in enumerate(run.losses):
             if not math.isfinite(loss):
                 raise not_finite(run, batch, loss)
-        return losses
 
     def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> _Fit:
         if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
@@ -499,7 +562,7 @@ class Trainer:
         if batches == 0:
             raise DataError("The training loader is empty.")
         check_trainable(self.model)
-        check_last_batch(self.model, train_loader)
+        check_last_batch(self.model, train_loader, self.processes.count)
         run = _Fit(
             trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
@@ -507,8 +570,10 @@ class Trainer:
         )  # fmt: skip
         if schedule is not None and batches is None and schedule.every == "batch":
             raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
-        run.hooks = {name: hooks_of(self.callbacks, name) for name in HOOKS}
+        called = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
+        run.hooks = {name: hooks_of(called, name) for name in HOOKS}
         run.settings = checkpoints.describe(self, run)
+        check_same_settings(self.processes.gathered(run.settings))
         return run
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -519,20 +584,26 @@ class Trainer:
 
     def evaluate(self, loader: Batches) -> Evaluation:
         """Mean loss and accuracy over a loader, in eval mode; everything is left as it was."""
-        loss_sum = torch.zeros((), device=self.device)
-        correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=self.device)
-        total = 0
+        losses, hits, sizes, classes = [], [], [], True
         with preserve_mode(self.loss_fn) if isinstance(self.loss_fn, nn.Module) else nullcontext():
             for logits, targets in self._forward_pass(loader):
-                loss_sum += self._loss(logits, targets) * len(targets)
-                if correct is not None:
-                    classes = _are_classes(logits, targets)
-                    correct = correct + (logits.argmax(1) == targets).sum() if classes else None
-                total += len(targets)
+                losses.append(self._loss(logits, targets))
+                classes = classes and _are_classes(logits, targets)
+                if classes:
+                    hits.append((logits.argmax(1) == targets).sum())
+                sizes.append(len(targets))
+        means = torch.stack(losses).tolist() if losses else []
+        correct = int(torch.stack(hits).sum()) if classes and hits else 0
+        told = self.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
+        batches = in_order([batches for batches, _, _ in told])  # so that the sum depends on no number of processes
+        total = sum(size for _, size in batches)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
-        hits = None if correct is None else int(correct)
-        return Evaluation(float(loss_sum) / total, None if hits is None else hits / total, hits, total)
+        loss = sum(mean * size for mean, size in batches) / total
+        if not all(classes for _, _, classes in told):
+            return Evaluation(loss, None, None, total)
+        correct = sum(correct for _, correct, _ in told)
+        return Evaluation(loss, correct / total, correct, total)
 
     def predict(self, loader: Batches, tta: Views = None) -> Predictions:
         """Logits of every sample, with targets and indices, on the CPU; everything is left as it was.
@@ -550,6 +621,9 @@ class Trainer:
         if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
             raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
         parts = list(self._forward_pass(loader, views))
+        if self.processes.count > 1:
+            own = [(logits.cpu(), targets.cpu()) for logits, targets in parts]
+            parts = in_order(self.processes.gathered(own))
         if not parts:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
         logits = torch.cat([part[0] for part in parts]).cpu()
@@ -563,11 +637,12 @@ class Trainer:
         """(logits, targets) of each batch on the device, in eval mode, without gradients."""
         with preserve_mode(self.model), preserve_order(loader):
             self.model.eval()
-            for batch in self._batches(loader, 0):
+            self.processes.broadcast(self.model.buffers())  # batch norm's are of each process's own batches
+            for batch in self._evaluated(loader):
                 inputs, targets = self._prepare(*check_pair(batch))
                 try:
                     with torch.inference_mode(), self._autocast:
-                        logits = averaged_logits(self._forward, inputs, views)
+                        logits = averaged_logits(self._network, inputs, views)
                 except torch.OutOfMemoryError as error:
                     raise out_of_memory(loader) from error
                 except VisionWrapperError:
@@ -598,7 +673,7 @@ class Trainer:
         if loader is None or isinstance(loader, Iterator):
             return
         with preserve_random_states(), preserve_order(loader):
-            first = next(self._batches(loader, 0), None)
+            first = next(self._evaluated(loader), None)
         if first is not None:
             self._check_batch(first, loader, training=False)
 
@@ -658,6 +733,17 @@ class Trainer:
 
 # ---- small parts of the loop
 
+_TOGETHER = nullcontext()  # a step that ends a window: DistributedDataParallel averages the gradients
+
+
+def _iterator(loader: Any) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise SettingError(
+            f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
+        ) from error
+
 
 def _compiled(model: nn.Module, compile: bool | str) -> Callable[[Tensor], Tensor]:
     if compile is True:
@@ -696,10 +782,9 @@ def _are_classes(logits: Tensor, targets: Tensor) -> bool:
     return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
 
 
-def _reset_epoch(run: _Fit, device: torch.device) -> None:
-    run.losses, run.sizes, run.rates, run.hits = [], [], [], []
-    run.samples = 0
-    run.correct = torch.zeros((), dtype=torch.int64, device=device)
+def _reset_epoch(run: _Fit) -> None:
+    run.losses, run.unread, run.hits, run.sizes, run.rates = [], [], [], [], []
+    run.samples = run.correct = 0
 
 
 @contextmanager

@@ -1,0 +1,119 @@
+"""What each of several processes takes of a batch, and how they agree on when to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count, islice, zip_longest
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from vision_wrapper._distributed import Processes
+from vision_wrapper.data import Loader
+from vision_wrapper.data.check import shuffles
+from vision_wrapper.errors import SettingError
+from vision_wrapper.trainer.checks import check_pair
+
+T = TypeVar("T")
+_MOST_STEPS = 1000  # between two agreements
+
+
+class Parts:
+    """The parts that one of several processes takes of an epoch's batches: every count-th sample from its rank on.
+
+    Of a batch that has no sample for it, it takes the first, whose `share` is 0: every process makes every step.
+
+    Attributes:
+        size: samples of the whole batch whose part was given last.
+        share: what the loss of that part counts for, where the mean over the processes is the mean over the batch.
+    """
+
+    def __init__(self, processes: Processes, batches: Iterator[Any], sizes: Iterator[int] | None = None):
+        """`batches` are whole ones, or with their whole `sizes` the parts of this process."""
+        self._processes, self._batches, self._sizes = processes, batches, sizes
+        self.size, self.share = 0, 1.0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        rank, count = self._processes.rank, self._processes.count
+        inputs, targets = check_pair(next(self._batches))
+        if self._sizes is not None:
+            self.size = next(self._sizes)
+        else:
+            self.size, own = len(targets), slice(rank, None, count) if rank < len(targets) else slice(1)
+            inputs, targets = inputs[own], targets[own]
+        self.share = len(range(rank, self.size, count)) * count / self.size
+        return inputs, targets
+
+
+class SampledParts(Parts):
+    """Of a DataLoader with a `DistributedSampler`, which gives each process its own batches, as many and as large."""
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        inputs, targets = check_pair(next(self._batches))
+        self.size = len(targets) * self._processes.count
+        return inputs, targets
+
+
+def training_parts(processes: Processes, loader: Any, batches: Iterator[Any], start: int = 0) -> Parts:
+    """This process's parts of a training loader's batches, from number `start` of the epoch on.
+
+    Raises `SettingError` for a torch DataLoader that shuffles: each process would do it in its own way.
+    """
+    if isinstance(loader, Loader):
+        images, size = len(loader.split), loader.batch_size
+        return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
+    if is_sampled(loader):
+        return SampledParts(processes, batches)
+    if shuffles(loader):
+        raise SettingError(
+            "This DataLoader shuffles, in each process in another way. Use data.make_loaders, or give it a "
+            "torch.utils.data.DistributedSampler."
+        )
+    return Parts(processes, batches)
+
+
+def is_sampled(loader: Any) -> bool:
+    """Whether a torch DataLoader has a `DistributedSampler`."""
+    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
+
+
+def evaluated_batches(processes: Processes, loader: Any, batches: Iterator[T]) -> Iterator[T]:
+    """The batches that this process evaluates, every count-th, of a loader that gives all of them to all processes."""
+    if is_sampled(loader):
+        raise SettingError(
+            "A DistributedSampler repeats samples, which would count twice. Evaluate with a DataLoader without one: "
+            "each process takes its part of the batches."
+        )
+    return islice(batches, processes.rank, None, processes.count)
+
+
+def in_order(told: Sequence[Sequence[T]]) -> list[T]:
+    """What each process had of its batches, by rank, in the order of the batches that they parted."""
+    missing = object()
+    return [value for values in zip_longest(*told, fillvalue=missing) for value in values if value is not missing]  # type: ignore[misc]
+
+
+class Agreement:
+    """What any process wants, which all of them learn at the same step, about once a second."""
+
+    def __init__(self, processes: Processes):
+        self._processes = processes
+        self._steps = self._left = 1
+        self._asked = time.monotonic()
+
+    def reached(self, *wanted: bool) -> tuple[bool, ...]:
+        """For each wish whether any process has it; between two agreements none."""
+        self._left -= 1
+        if self._left:
+            return (False,) * len(wanted)
+        now = time.monotonic()
+        told = self._processes.gathered((wanted, now - self._asked))
+        seconds = max(elapsed for _, elapsed in told)
+        self._steps = self._left = min(_MOST_STEPS, max(1, round(self._steps / max(seconds, 1e-6))))
+        self._asked = now
+        return tuple(any(wishes) for wishes in zip(*(wishes for wishes, _ in told), strict=True))
