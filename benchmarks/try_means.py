@@ -69,6 +69,8 @@ _MUON = {"optimizer": "muon", "optimizer_args": {}}
 # Muon's rate falls from the first step, as in airbench; that of norms, biases and the head stays SGD's.
 _MUON_LINEAR = {**_MUON, "schedule": "linear", "schedule_args": {}}
 _SHORT = FIRST.changed(batch_size=128, epochs=6, ema=0.99)
+_SHORT_MUON = {**_MUON, "schedule_args": {**_SHORT.schedule_args, "max_lr": 0.24, "min_lr": 0.01}}
+_CUTOUT = {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}}
 STUDIES = {
     "short": Study(
         10_000,
@@ -84,16 +86,29 @@ STUDIES = {
                 "groups": {**(_SHORT.groups or {}), "norms_biases_decay": 5e-4},
             },
             "random flip, black padding": {"augment": "crop_flip"},
-            "with cutout": {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}},
+            "with cutout": _CUTOUT,
             "with mixup": {"augment": "crop_alternating_flip_mixup"},
             "with cutmix": {"augment": "crop_alternating_flip_cutmix"},
             "lookahead for the average": {"ema": None, "lookahead": {"steps": 5, "share": 0.5}},
-            "Muon": {**_MUON, "schedule_args": {**_SHORT.schedule_args, "max_lr": 0.24, "min_lr": 0.01}},
+            "Muon": _SHORT_MUON,
             "ghost batch norm": {"model_args": {"widths": NARROW, "norm": "ghost"}},
             "CELU": {"model_args": {"widths": NARROW, "activation": "celu"}},
             "GELU": {"model_args": {"widths": NARROW, "activation": "gelu"}},
             "Dirac initialisation": {"model_args": {"widths": NARROW, "init": "dirac"}},
             "progressive size": {"progressive_size": ((0, 0.75), (3, 1.0))},
+            "together: Muon, without the average": {**_SHORT_MUON, "ema": None},
+            "together: Muon, without the average, with cutout": {**_SHORT_MUON, "ema": None, **_CUTOUT},
+            "together: CELU, ghost batch norm, decay on norms and biases, without the average": {
+                "ema": None,
+                "groups": {**(_SHORT.groups or {}), "norms_biases_decay": 5e-4},
+                "model_args": {"widths": NARROW, "activation": "celu", "norm": "ghost"},
+            },
+            "together: Muon, CELU, progressive size, without the average": {
+                **_SHORT_MUON,
+                "ema": None,
+                "model_args": {"widths": NARROW, "activation": "celu"},
+                "progressive_size": ((0, 0.75), (3, 1.0)),
+            },
         },
     ),
     "whole": Study(

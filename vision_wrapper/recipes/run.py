@@ -304,11 +304,10 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
     """The LR finder's curve where the recipe asks for it; a run that goes on reads the one it began with."""
     if not plan.find_lr:
         return None
-    path, on_main = folder / "lr_curve.json", trainer.processes.on_main
-    kept = on_main(lambda: read_json(path) if path.exists() else None)
-    if kept is not None:
+    path, on_main = folder / "lr_curve.json", join().on_main
+    if on_main(path.exists):
         try:
-            return LRCurve(**kept)
+            return LRCurve(**on_main(lambda: read_json(path)))
         except TypeError as error:
             raise DamagedFileError(f"{path} does not hold a curve of the LR finder: {error}.") from error
     curve = trainer.find_lr(loaders.train)

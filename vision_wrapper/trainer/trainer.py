@@ -405,11 +405,12 @@ class Trainer:
                 if agreement is not None:
                     stop, due = agreement.reached(stop, due)
                 if stop or due:
-                    run.interrupted, run.seconds = stop, time.monotonic() - started
+                    run.seconds = time.monotonic() - started
                     checkpoints.write(self, run)
                     next_checkpoint = time.monotonic() + run.checkpoint_seconds
-                    if stop:
-                        return
+                if stop:
+                    run.interrupted = True  # of several processes, in one that was not asked to stop
+                    return
         if not run.batch:
             raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
         if run.pending:
