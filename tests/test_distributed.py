@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import random_images
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from vision_wrapper import data, models, recipes
 from vision_wrapper._distributed import _place, join
@@ -53,13 +54,15 @@ def state(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def trained(batch_size=16, loader=None, norm="layer", epochs=2, checkpoint=None, **arguments):
+def trained(batch_size=16, loader=None, norm="layer", epochs=2, checkpoint=None, seconds=60, **arguments):
     """Weights, history without seconds, and logits of a fit."""
     loaders = loaders_of(batch_size)
     trainer = trainer_of(network(norm), **arguments)
     train_loader = loaders.train if loader is None else loader
     schedule = schedules.one_cycle(max_lr=0.05, peak_epoch=1) if hasattr(train_loader, "__len__") else None
-    history = trainer.fit(train_loader, loaders.test, epochs=epochs, schedule=schedule, checkpoint=checkpoint)
+    history = trainer.fit(
+        train_loader, loaders.test, epochs=epochs, schedule=schedule, checkpoint=checkpoint, checkpoint_seconds=seconds
+    )
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
     return {
         "weights": state(trainer),
@@ -79,12 +82,89 @@ def whole_batches(count=45, size=16):
     return [(inputs[i : i + size], targets[i : i + size]) for i in range(0, count, size)]
 
 
+def press_ctrl_c(processes):
+    """In the last process."""
+    if processes.rank == processes.count - 1:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 class CtrlC(Callback):
-    """Presses Ctrl-C in one process, in the middle of the second epoch."""
+    """Presses Ctrl-C in the middle of the second epoch."""
 
     def on_batch_end(self, run):
-        if run.trainer.processes.rank == run.trainer.processes.count - 1 and (run.epoch, run.batch) == (1, 1):
-            os.kill(os.getpid(), signal.SIGINT)
+        if (run.epoch, run.batch) == (1, 1):
+            press_ctrl_c(run.trainer.processes)
+
+
+class Validated:
+    """A loader at whose second pass in a fit (the first looks at a batch) Ctrl-C is pressed: while it validates."""
+
+    def __init__(self, loader, processes):
+        self.loader, self.processes, self.passes = loader, processes, 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from self.loader.batches(0)
+        if self.passes == 2:
+            press_ctrl_c(self.processes)
+
+
+class Stopping(Callback):
+    """Ends the run from one process; counts the hooks that are called."""
+
+    everywhere = True
+
+    def __init__(self, rank):
+        self.rank, self.called = rank, 0
+
+    def on_epoch_end(self, run):
+        self.called += 1
+        if run.trainer.processes.rank == self.rank:
+            run.stop = "enough"
+
+
+class InMain(Stopping):
+    everywhere = False
+
+
+def stopped():
+    loaders, callbacks = loaders_of(), [Stopping(1), InMain(None)]
+    history = trainer_of(network(), callbacks=callbacks).fit(loaders.train, epochs=3)
+    return {"epochs": len(history), "called": [callback.called for callback in callbacks]}
+
+
+def interrupted_while_validating(folder):
+    loaders, trainer = loaders_of(), trainer_of(network())
+    validated = Validated(loaders.test, trainer.processes)
+    history = trainer.fit(loaders.train, validated, epochs=2, checkpoint=folder / "validating.ckpt")
+    stopped = {"interrupted": trainer.interrupted, "epochs": len(history)}
+    again = trainer_of(network())
+    history = again.fit(loaders.train, loaders.test, epochs=2, checkpoint=folder / "validating.ckpt")
+    return {**stopped, "epochs in the end": len(history), "weights": state(again)}
+
+
+def saved_and_loaded(folder):
+    trainer, other = trainer_of(network()), trainer_of(network())
+    trainer.fit(loaders_of().train, epochs=1)
+    trainer.save(folder / "saved.ckpt")
+    other.load(folder / "saved.ckpt")
+    weights = state(trainer)
+    return all(torch.equal(value, weights[name]) for name, value in state(other).items())
+
+
+def continued_by_the_clock(folder):
+    """A checkpoint after every step; the second fit goes on from the one that the first leaves in its last epoch."""
+
+    class Fails(Callback):
+        def on_batch_end(self, run):
+            if (run.epoch, run.batch) == (1, 2):
+                raise ArithmeticError("in all processes")
+
+    found = {"whole": trained(norm="batch")}
+    path = folder / "clock.ckpt"
+    found["error"] = error_of(lambda: trained(norm="batch", checkpoint=path, seconds=0, callbacks=[Fails()]))
+    found["resumed"] = trained(norm="batch", checkpoint=path, callbacks=[Callback()])
+    return found
 
 
 def error_of(function):
@@ -114,17 +194,18 @@ def lr_curve():
     return {"lrs": curve.lrs, "losses": curve.losses, "unchanged": same}
 
 
-def sampled():
+def sampled(in_batches):
     """A torch DataLoader that gives each process samples of its own."""
     inputs, targets = (torch.cat(parts) for parts in zip(*whole_batches(), strict=True))
-    images = TensorDataset(inputs, targets)
+    images, trainer = TensorDataset(inputs, targets), trainer_of(network())
     sampler = DistributedSampler(images, shuffle=True, seed=1)
-    found = trained(loader=DataLoader(images, batch_size=8, sampler=sampler))
-    trainer = trainer_of(network())
+    how = {"batch_sampler": BatchSampler(sampler, 8, False)} if in_batches else {"sampler": sampler, "batch_size": 8}
+    found = trained(loader=DataLoader(images, **how))
     found["epoch"] = sampler.epoch
     found["evaluate"] = error_of(lambda: trainer.evaluate(DataLoader(images, batch_size=8, sampler=sampler)))
     shuffling = DataLoader(images, batch_size=8, shuffle=True)
     found["shuffling"] = error_of(lambda: trainer.fit(shuffling, epochs=1))
+    found["evaluate shuffling"] = error_of(lambda: trainer.evaluate(shuffling))
     return found
 
 
@@ -151,7 +232,18 @@ def two_processes(folder):
         "any batches": trained(loader=whole_batches()),
         "without a length": trained(loader=WithoutLength(whole_batches()), accumulate=2),
         "lr curve": lr_curve(),
-        "sampled": sampled(),
+        "sampled": sampled(False),
+        "sampled in batches": sampled(True),
+        "stopped": stopped(),
+        "validating": interrupted_while_validating(folder),
+        "loaded": saved_and_loaded(folder),
+        "clock": continued_by_the_clock(folder),
+        "one of three": error_of(lambda: trained(loader=whole_batches(19, 8), norm="batch")),
+        "no class": error_of(lambda: trainer_of(network()).fit(wrong_targets(), epochs=1)),
+        "checkpoint in one": error_of(lambda: trained(checkpoint=folder / "one.ckpt" if rank else None)),
+        "unused in the finder": error_of(lambda: trainer_of(WithoutUse()).find_lr(whole_batches(), num_iter=5)),
+        "graphs": error_of(lambda: trainer_of(network(), compile="graphs")),
+        "twice": error_of(lambda: trainer_of(DistributedDataParallel(network()))),
         "resumed": interrupted_and_resumed(folder, norm="batch", ema=0.9),
         "unused": error_of(lambda: trainer_of(WithoutUse()).fit(whole_batches(), epochs=1)),
         "other epochs": error_of(lambda: trained(epochs=1 + rank)),
@@ -159,6 +251,13 @@ def two_processes(folder):
         "fails on main": error_of(lambda: join().on_main(fails_on_main)),
         "recipe": small_run(folder),
     }
+
+
+def wrong_targets():
+    """A target that is no class, in the second process's part."""
+    inputs, targets = whole_batches(16)[0]
+    targets[3] = 7
+    return [(inputs, targets)]
 
 
 class WithoutUse(nn.Module):
@@ -197,7 +296,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_together(count, work, folder, environment=None):
+def run_together(count, work, folder):
     """What `work` returns in each of `count` processes."""
     code = (
         f"import sys, torch; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r});"
@@ -207,13 +306,20 @@ def run_together(count, work, folder, environment=None):
     port = str(free_port())
     running = []
     for rank in range(count):
-        place = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        place = place if environment is None else environment(rank, count, port)
-        variables = {**os.environ, **{k: str(v) for k, v in place.items()}, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", code, str(folder), str(rank)]
-        running.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=300)[1] for process in running]
-    assert not any(process.returncode for process in running), "\n".join(errors)
+        place = {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with open(folder / f"{rank}.txt", "w") as errors:
+            command = [sys.executable, "-c", code, str(folder), str(rank)]
+            running.append(
+                subprocess.Popen(command, env={**os.environ, **place, "OMP_NUM_THREADS": "1"}, stderr=errors)
+            )
+    try:
+        ended = [process.wait(timeout=400) for process in running]
+    except subprocess.TimeoutExpired:
+        ended = ["they wait"]
+    finally:
+        for process in running:
+            process.kill()
+    assert not any(ended), "\n".join((folder / f"{rank}.txt").read_text() for rank in range(count))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
@@ -261,7 +367,7 @@ def test_the_run_of_three_is_that_of_a_single_process(three, case, batch_size):
 def test_all_processes_end_with_the_same(two, three):
     for found in (two, three):
         for name, case in found[0].items():
-            for other in found[1:] if isinstance(case, dict) and "weights" in case else ():
+            for other in found[1:] if isinstance(case, dict) and "rows" in case else ():
                 assert same_bits(case, other[name]) and case["seconds"] == other[name]["seconds"], name
                 assert (
                     torch.equal(case["logits"], other[name]["logits"])
@@ -312,13 +418,58 @@ def test_the_lr_finder_judges_by_all_processes(two):
         assert found["lr curve"] == two[0]["lr curve"]
 
 
-def test_a_distributed_sampler_is_taken_as_it_is(two):
+@pytest.mark.parametrize("name", ["sampled", "sampled in batches"])
+def test_a_distributed_sampler_is_taken_as_it_is(two, name):
     for found in two:
-        case = found["sampled"]
+        case = found[name]
         assert case["epoch"] == 1 and len(case["rows"]) == 2  # the sampler was told of the second epoch
         assert same_bits(case, two[0]["sampled"])
-        assert "repeats samples" in case["evaluate"]
+        assert "which repeats samples" in case["evaluate"] and "shuffle=False" in case["evaluate shuffling"]
         assert case["shuffling"].startswith("SettingError: This DataLoader shuffles")
+
+
+def test_a_callback_of_one_process_ends_the_run_of_all(two):
+    assert [found["stopped"] for found in two] == [
+        {"epochs": 1, "called": [1, 1]},
+        {"epochs": 1, "called": [1, 0]},  # everywhere = False is the main process alone
+    ]
+
+
+def test_ctrl_c_while_one_process_validates_stops_all(two):
+    for found in two:
+        case = found["validating"]
+        assert (case["interrupted"], case["epochs"], case["epochs in the end"]) == (True, 1, 2)
+        assert all(torch.equal(value, two[0]["validating"]["weights"][name]) for name, value in case["weights"].items())
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_clock(two):
+    for found in two:
+        case = found["clock"]
+        assert case["error"] == "ArithmeticError: in all processes"
+        assert same_bits(case["whole"], case["resumed"])
+
+
+def test_what_the_main_process_saved_all_can_load(two):
+    assert [found["loaded"] for found in two] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "name, error",
+    [
+        ("one of three", "DataError: Epoch 1, batch 3: "),
+        ("no class", "DataError: "),
+        (
+            "checkpoint in one",
+            "SettingError: Process 1 is to train another run than process 0 (checkpoint: False",
+        ),
+        ("unused in the finder", "SettingError: Several processes wait for the gradients"),
+        ("graphs", 'SettingError: compile="graphs"'),
+        ("twice", "SettingError: The model is a DistributedDataParallel already"),
+    ],
+)
+def test_what_one_process_finds_ends_all(two, name, error):
+    for found in two:
+        assert (found[name] or "").startswith(error)
 
 
 def test_processes_that_would_train_other_runs_are_refused(two):
@@ -429,3 +580,10 @@ def test_every_other_batch():
     for rank in range(3):
         for own, whole in zip(loader.batches(0, rank, step=3), batches[rank::3], strict=True):
             assert torch.equal(own[0], whole[0]) and torch.equal(own[1], whole[1])
+
+
+def test_processes_of_a_launcher_can_go_their_own_ways(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VISION_WRAPPER_PROCESSES", "alone")
+    assert join().count == 1

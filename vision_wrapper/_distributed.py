@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from vision_wrapper.errors import ProcessError, SettingError
 
 T = TypeVar("T")
 _SLURM_PORTS = 15_000, 10_000  # the first, and how many: a job has one of them by its number
+_VARIABLE = "VISION_WRAPPER_PROCESSES"
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -44,6 +46,12 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """What `function` returns in each process; the others begin when the main one has ended, as with a download."""
+        found: list[T] = []
+        self.on_main(lambda: found.append(function()))
+        return found[0] if found else function()
 
     def on_main(self, function: Callable[[], T]) -> T:
         """What `function` returns on the main process, where it runs as if that were alone; on all of them.
@@ -100,11 +108,12 @@ def join() -> Processes:
 
     A group that somebody has made already (`torch.distributed.init_process_group`, Ray Train) is taken as it is.
     torchrun, `accelerate launch` and notebook launchers set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; srun sets
-    SLURM's variables. With CUDA, each process takes the GPU of its place on the machine.
+    SLURM's variables. With CUDA, each process takes the GPU of its place on the machine. VISION_WRAPPER_PROCESSES=alone
+    has each process of a launcher go its own way.
 
     Raises `SettingError` where what the environment says is no place in a group.
     """
-    if _alone.get() or not dist.is_available():
+    if _alone.get() or os.environ.get(_VARIABLE) == "alone" or not dist.is_available():
         return Processes()
     if not dist.is_initialized():
         place = _place(os.environ)
@@ -161,10 +170,17 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
     first = environment["SLURM_STEP_NODELIST"].split(",")[0]
     host = environment.get("MASTER_ADDR", re.sub(r"\[(\w+).*", r"\1", first))
     lowest, ports = _SLURM_PORTS
-    port = environment.get("MASTER_PORT", lowest + int(environment.get("SLURM_JOB_ID", "0")) % ports)
+    step = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
+    port = environment.get("MASTER_PORT", lowest + step % ports)
     return f"tcp://{host}:{port}"
 
 
+def part_of(batch: T, rank: int, count: int) -> T:
+    """Every count-th sample of an array or a tensor from number `rank` on; the first where there is none."""
+    return batch[rank::count] if rank < len(batch) else batch[:1]  # type: ignore[arg-type, index]
+
+
 def _leave() -> None:
-    if dist.is_initialized():
+    """Leave the group at the end of the process; after an error not, because NCCL would wait for the others' work."""
+    if dist.is_initialized() and getattr(sys, "last_value", None) is None:
         dist.destroy_process_group()

@@ -35,10 +35,14 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
+def samplers(loader: Any) -> tuple[Any, Any]:
+    """What a torch DataLoader draws its order with: the sampler, and the one in its batch sampler."""
+    return getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+
+
 def loader_generators(loader: Any) -> list[torch.Generator]:
     """The generators that a torch DataLoader or its sampler was given, beside the global ones."""
-    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in (loader, *samplers)]
+    found = [getattr(owner, "generator", None) for owner in (loader, *samplers(loader))]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 

@@ -52,7 +52,6 @@ def train(
     Without a recipe it is the quick start on digits, offline.
     """
     from vision_wrapper import recipes
-    from vision_wrapper._distributed import join
     from vision_wrapper.trainer import EpochLog, ProgressBar
 
     _check_recipe(recipe)
@@ -60,14 +59,12 @@ def train(
     bar = ProgressBar() if sys.stderr.isatty() else EpochLog()
     data = settings.pop("data", None)
     result = recipes.run(recipe, data, root, out, callbacks=[bar], skip_unreadable=skip_unreadable, **settings)
-    if not join().is_main:  # of several processes that train together
-        return
     if result.predictions is None:
         command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
-        typer.echo(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
+        _say(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
         raise typer.Exit(130)
     _print_accuracy(result.predictions)
-    typer.echo(f"report: {result.run_dir / 'report.html'}")
+    _say(f"report: {result.run_dir / 'report.html'}")
 
 
 @app.command()
@@ -199,6 +196,7 @@ def find_lr(
 ) -> None:
     """Run the learning rate range test for a recipe."""
     from vision_wrapper import recipes, viz
+    from vision_wrapper._distributed import join
     from vision_wrapper._files import write_bytes
 
     if out.suffix.lower() != ".png":
@@ -206,10 +204,10 @@ def find_lr(
     _check_recipe(recipe)
     settings = _settings(data, None, seed, set_)
     curve = recipes.find_lr(recipe, settings.pop("data", None), root, skip_unreadable=skip_unreadable, **settings)
-    typer.echo(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
-    typer.echo(curve.reason)
-    write_bytes(out, viz.plot_lr_curve(curve).to_png())
-    typer.echo(f"curve: {out}")
+    _say(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
+    _say(curve.reason)
+    join().on_main(lambda: write_bytes(out, viz.plot_lr_curve(curve).to_png()))
+    _say(f"curve: {out}")
 
 
 @app.command()
@@ -261,7 +259,7 @@ def repeat(
     _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
-    typer.echo(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
+    _say(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
 
 
 @app.command()
@@ -288,7 +286,7 @@ def compare(
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
     found = recipes.compare(a, b, seeds, **where, callbacks=[EpochLog()], **settings)
-    typer.echo(f"{found.a}\n{found.b}\n{found}")
+    _say(f"{found.a}\n{found.b}\n{found}")
 
 
 @app.command()
@@ -343,10 +341,18 @@ def _settings(data: str | None, epochs: int | None, seed: int | None, assignment
 def _print_accuracy(predictions: Any) -> None:
     low, high = predictions.accuracy_interval()
     right = round(predictions.accuracy() * len(predictions))
-    typer.echo(
+    _say(
         f"test accuracy: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
         f"95% interval {low:.2%} to {high:.2%})"
     )
+
+
+def _say(text: Any) -> None:
+    """Print, of several processes in the main one alone."""
+    from vision_wrapper._distributed import join
+
+    if join().is_main:
+        typer.echo(text)
 
 
 def main() -> None:
@@ -357,4 +363,5 @@ def main() -> None:
         app()
     except VisionWrapperError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.last_value = error  # as after a traceback: what runs at the exit can tell that there was an error
         sys.exit(2)

@@ -65,4 +65,4 @@ class WorkerError(VisionWrapperError, RuntimeError):
 
 
 class ProcessError(VisionWrapperError, RuntimeError):
-    """Another of the processes that train together failed; the message has its error."""
+    """The main one of the processes that train together could not do its part; the message has its error."""

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vision_wrapper._state import preserve_mode, preserve_order, preserve_random_states
+from vision_wrapper._state import preserve_mode, preserve_order, preserve_random_states, samplers
 from vision_wrapper.data.loaders import Loader, Loaders
 from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset
 from vision_wrapper.data.stats import mean_and_std
@@ -293,10 +293,9 @@ def shuffles(loader: Any) -> bool:
     """Whether a loader draws its order at random."""
     if isinstance(loader, Loader):
         return loader.shuffle
-    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
     kinds = torch.utils.data
     random = (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)
-    return any(isinstance(sampler, random) for sampler in samplers)
+    return any(isinstance(sampler, random) for sampler in samplers(loader))
 
 
 def check_values(inputs: Tensor, name: str = "train") -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vision_wrapper._distributed import processes_here
+from vision_wrapper._distributed import part_of, processes_here
 from vision_wrapper._seeding import balanced as balanced_order
 from vision_wrapper._seeding import checked_seed, shuffled
 from vision_wrapper._state import preserve_random_states
@@ -123,7 +123,7 @@ class Loader:
         """
         order, (rank, count) = self.order(epoch), part
         chunks = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
-        chunks = [chunk[rank::count] if rank < len(chunk) else chunk[:1] for chunk in chunks[start : len(self) : step]]
+        chunks = [part_of(chunk, rank, count) for chunk in chunks[start : len(self) : step]]
         requests = [self._request(order, epoch, chunk) for chunk in chunks]
         for raw, chunk in zip(self._produce(requests), chunks, strict=True):
             yield self._finished(raw, epoch, chunk, channels_last)

@@ -45,6 +45,7 @@ from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurv
 from vision_wrapper.viz._figure import nothing
 
 SHOWN_MISTAKES = 20
+_NEXT_PROCESS = 1_000_003  # from a process's seed to the next one's
 WHITENED_IMAGES = 5000  # that the first layer is fitted to (Jordan 2024)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights, RGB in [0, 1]
 
@@ -106,10 +107,15 @@ def run(
     """
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
     source = source_of(plan, data)
-    images, loaders = _load(plan, source, root, skip_unreadable)
+    processes = join()
+    images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = _identity(plan, source, images, root, skip_unreadable)
-    processes = join()
+    identities = processes.gathered(identity)
+    for rank, other in enumerate(identities):
+        differences = _differences(identities[0], other)
+        if differences:
+            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
 
     def opened() -> tuple[Path, bool, bool]:
         unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
@@ -121,11 +127,15 @@ def run(
         return _finished_run(plan, folder, loaders)
     try:
         with contextlib.ExitStack() as stack:
-            processes.on_main(lambda: stack.enter_context(exclusive(folder / ".lock")))
-            processes.on_main(lambda: remove_leftovers(folder))
             stack.enter_context(preserve_random_states())
-            seed_generators(plan.seed)
-            begun = processes.on_main((folder / "last.ckpt").exists)
+
+            def taken() -> bool:
+                stack.enter_context(exclusive(folder / ".lock"))
+                remove_leftovers(folder)
+                return (folder / "last.ckpt").exists()
+
+            begun = processes.on_main(taken)
+            seed_generators((plan.seed + _NEXT_PROCESS * processes.rank) % 2**32)  # each its own masks of dropout
             trainer = _trainer(plan, images, loaders, callbacks, device, begun)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
@@ -389,7 +399,7 @@ def find_lr(
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
-    images, loaders = _load(plan, source_of(plan, data), root, skip_unreadable)
+    images, loaders = join().main_first(lambda: _load(plan, source_of(plan, data), root, skip_unreadable))
     with preserve_random_states():
         seed_generators(plan.seed)
         return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)

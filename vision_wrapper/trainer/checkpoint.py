@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ def save(trainer: Trainer, path: PathLike) -> None:
 
 def load(trainer: Trainer, path: PathLike) -> None:
     """Put the trainer's own state back, all of it or nothing."""
-    state, _ = read_tensors(path, KIND)
+    state, _ = trainer.processes.on_main(partial(read_tensors, path, KIND))
     with _all_or_nothing(trainer, path):
         _check_trainer(trainer, state, path)
         _restore_trainer(trainer, state)
@@ -63,8 +64,6 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "loader_random": loader_states(run.loader),
     }
     processes = trainer.processes.gathered(own)
-    if not trainer.processes.is_main:
-        return
     position = {
         "settings": run.settings,
         "first_epoch": run.first_epoch,
@@ -88,7 +87,8 @@ def write(trainer: Trainer, run: _Fit) -> None:
         "processes": processes,
     }
     trained = {"epochs_trained": run.first_epoch + run.epoch}
-    write_tensors(run.checkpoint, KIND, {**_trainer_state(trainer), **trained, "run": position})
+    state = {**_trainer_state(trainer), **trained, "run": position}
+    trainer.processes.on_main(partial(write_tensors, run.checkpoint, KIND, state))
 
 
 def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import IGNORED, has_batch_norm
@@ -16,11 +17,6 @@ from vision_wrapper.trainer.callbacks import Callback
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import _Fit
-
-UNUSED_PARAMETERS = (
-    "Several processes wait for the gradients of parameters that the forward pass does not use. Take these out of the "
-    "model, or freeze them: parameter.requires_grad_(False)."
-)
 
 
 def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compile: Any) -> None:
@@ -66,6 +62,14 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def check_distributable(model: nn.Module, compile: bool | str) -> None:
+    """Raise `SettingError` for what several processes cannot train."""
+    if isinstance(model, DistributedDataParallel):
+        raise SettingError("The model is a DistributedDataParallel already: pass the one inside, model.module.")
+    if compile == "graphs":
+        raise SettingError('compile="graphs" is for a single process; several take compile=True.')
+
+
 def takes_logits(loss_fn: Any) -> bool:
     """Whether a loss is cross-entropy, which takes the softmax itself."""
     return loss_fn is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
@@ -101,10 +105,10 @@ def check_last_batch(model: nn.Module, loader: Any, processes: int) -> None:
         )
 
 
-def check_same_settings(told: Sequence[dict[str, Any]]) -> None:
+def check_same_settings(gathered: Sequence[dict[str, Any]]) -> None:
     """Raise `SettingError` where processes that are to train together describe other runs."""
-    main = told[0]
-    for rank, settings in enumerate(told):
+    main = gathered[0]
+    for rank, settings in enumerate(gathered):
         different = [f"{k}: {main[k]!r} there, {v!r} here" for k, v in settings.items() if v != main[k]]
         if different:
             raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(different)}).")

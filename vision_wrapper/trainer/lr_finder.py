@@ -82,7 +82,6 @@ def run_lr_finder(
     ):
         if not trainer.model.training:
             trainer.model.train()
-        trainer._distribute()
         trainer.optimizer.zero_grad(set_to_none=True)
         if isinstance(trainer.optimizer, Lookahead):
             trainer.optimizer.restart()
@@ -97,6 +96,7 @@ def run_lr_finder(
             contextlib.suppress(_LossNotFinite),
         ):
             try:
+                trainer._distribute()
                 finder.range_test(
                     batches_class(_endless(trainer, train_loader)),
                     start_lr=start_lr,
@@ -128,7 +128,7 @@ class _LossNotFinite(Exception):
 
 
 def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
-    """(batch, share of it) of epoch after epoch; a loader's own count of epochs stays."""
+    """(batch, its `Parts.share`) of epoch after epoch; a loader's own count of epochs stays."""
     for epoch in count():
         first, batches = True, trainer._batches(loader, epoch)
         for batch in batches:
@@ -163,19 +163,19 @@ def _classes() -> tuple[Any, Any]:
         def _train_batch(self, train_iter: Any, accumulation_steps: int, non_blocking_transfer: bool = True) -> float:
             groups = self.optimizer.param_groups
             rate = float(groups[self.leader]["lr"])
-            for group, share in zip(groups, self.shares, strict=False):
-                group["lr"] = rate * share  # the package would drive all groups to one rate
+            for group, proportion in zip(groups, self.shares, strict=False):
+                group["lr"] = rate * proportion  # the package would drive all groups to one rate
             self.rates.append(rate)
             self.optimizer._opt_called = True  # the step is taken, though not through the package's counter
             total = 0.0
             for i in range(accumulation_steps):
-                batch, share = next(train_iter)
+                batch, part = next(train_iter)
                 inputs, targets = self.trainer._prepare(*batch)
-                share /= accumulation_steps
+                share = part / accumulation_steps
                 loss, _ = self.trainer.train_step(inputs, targets, share=share, update=i == accumulation_steps - 1)
                 total += float(loss) * share
-            told = self.trainer.processes.gathered(total)
-            total = sum(told) / len(told)
+            totals = self.trainer.processes.gathered(total)
+            total = sum(totals) / len(totals)
             if self.val_loader is not None:
                 total = self.trainer.evaluate(self.val_loader).loss
             if not math.isfinite(total):

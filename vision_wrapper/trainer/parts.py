@@ -8,9 +8,11 @@ from itertools import count, islice, zip_longest
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from vision_wrapper._distributed import Processes
+from vision_wrapper._distributed import Processes, part_of
+from vision_wrapper._state import samplers
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import shuffles
 from vision_wrapper.errors import SettingError
@@ -44,8 +46,8 @@ class Parts:
         if self._sizes is not None:
             self.size = next(self._sizes)
         else:
-            self.size, own = len(targets), slice(rank, None, count) if rank < len(targets) else slice(1)
-            inputs, targets = inputs[own], targets[own]
+            self.size = len(targets)
+            inputs, targets = part_of(inputs, rank, count), part_of(targets, rank, count)
         self.share = len(range(rank, self.size, count)) * count / self.size
         return inputs, targets
 
@@ -67,7 +69,7 @@ def training_parts(processes: Processes, loader: Any, batches: Iterator[Any], st
     if isinstance(loader, Loader):
         images, size = len(loader.split), loader.batch_size
         return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
-    if is_sampled(loader):
+    if distributed_sampler(loader) is not None:
         return SampledParts(processes, batches)
     if shuffles(loader):
         raise SettingError(
@@ -77,25 +79,41 @@ def training_parts(processes: Processes, loader: Any, batches: Iterator[Any], st
     return Parts(processes, batches)
 
 
-def is_sampled(loader: Any) -> bool:
-    """Whether a torch DataLoader has a `DistributedSampler`."""
-    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
+def distributed_sampler(loader: Any) -> DistributedSampler | None:
+    """That of a torch DataLoader, which gives each process samples of its own."""
+    return next((sampler for sampler in samplers(loader) if isinstance(sampler, DistributedSampler)), None)
 
 
 def evaluated_batches(processes: Processes, loader: Any, batches: Iterator[T]) -> Iterator[T]:
     """The batches that this process evaluates, every count-th, of a loader that gives all of them to all processes."""
-    if is_sampled(loader):
+    if distributed_sampler(loader) is not None or shuffles(loader):
         raise SettingError(
-            "A DistributedSampler repeats samples, which would count twice. Evaluate with a DataLoader without one: "
-            "each process takes its part of the batches."
+            "Several processes evaluate with a DataLoader without DistributedSampler, which repeats samples, and with "
+            "shuffle=False: each process takes its part of the batches."
         )
     return islice(batches, processes.rank, None, processes.count)
 
 
-def in_order(told: Sequence[Sequence[T]]) -> list[T]:
+def interleaved(gathered: Sequence[Sequence[T]]) -> list[T]:
     """What each process had of its batches, by rank, in the order of the batches that they parted."""
     missing = object()
-    return [value for values in zip_longest(*told, fillvalue=missing) for value in values if value is not missing]  # type: ignore[misc]
+    return [value for values in zip_longest(*gathered, fillvalue=missing) for value in values if value is not missing]  # type: ignore[misc]
+
+
+class Synchronised(DistributedDataParallel):
+    """Averages gradients over the processes, and says what to do about parameters that have none."""
+
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        """The module's; raises `SettingError` where the last step did not use every parameter."""
+        try:
+            return super().forward(*inputs, **settings)
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            raise SettingError(
+                "Several processes wait for the gradients of parameters that the forward pass does not use. Take these "
+                "out of the model, or freeze them: parameter.requires_grad_(False)."
+            ) from error
 
 
 class Agreement:
@@ -112,8 +130,10 @@ class Agreement:
         if self._left:
             return (False,) * len(wanted)
         now = time.monotonic()
-        told = self._processes.gathered((wanted, now - self._asked))
-        seconds = max(elapsed for _, elapsed in told)
-        self._steps = self._left = min(_MOST_STEPS, max(1, round(self._steps / max(seconds, 1e-6))))
+        gathered = self._processes.gathered((wanted, now - self._asked))
+        seconds = max(elapsed for _, elapsed in gathered)
+        # A GPU has not made the steps yet that were launched: more than twice as many may take any time.
+        most = min(_MOST_STEPS, 2 * self._steps)
+        self._steps = self._left = max(1, min(most, round(self._steps / max(seconds, 1e-6))))
         self._asked = now
-        return tuple(any(wishes) for wishes in zip(*(wishes for wishes, _ in told), strict=True))
+        return tuple(any(wishes) for wishes in zip(*(wishes for wishes, _ in gathered), strict=True))

@@ -12,13 +12,16 @@ from vision_wrapper.errors import SettingError
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The given device, or CUDA, else Apple's MPS, else the CPU. Raises `SettingError` for one that is not there."""
+def choose_device(device: str | torch.device | None = None, processes: int = 1) -> torch.device:
+    """The given device, or CUDA, else Apple's MPS (not with several processes), else the CPU.
+
+    Raises `SettingError` for one that is not there.
+    """
     if device is not None:
         return _checked(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and processes == 1 else "cpu")
 
 
 def _checked(device: str | torch.device) -> torch.device:

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._distributed import join
@@ -33,15 +32,15 @@ from vision_wrapper._state import (
     set_random_states,
 )
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import BATCH_OF_ONE, check_batch, does_not_take, has_batch_norm, shuffles
+from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, does_not_take, has_batch_norm, shuffles
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
 from vision_wrapper.trainer.checks import (
-    UNUSED_PARAMETERS,
     check_callbacks,
+    check_distributable,
     check_last_batch,
     check_optimizer,
     check_pair,
@@ -58,7 +57,15 @@ from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.parts import Agreement, Parts, evaluated_batches, in_order, is_sampled, training_parts
+from vision_wrapper.trainer.parts import (
+    Agreement,
+    Parts,
+    Synchronised,
+    distributed_sampler,
+    evaluated_batches,
+    interleaved,
+    training_parts,
+)
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
@@ -100,6 +107,7 @@ class _Fit(Run):
     sizes: list[int] = field(default_factory=list)
     rates: list[float | Tensor] = field(default_factory=list)
     parts: Parts | None = None  # of several processes: this one's part of the epoch's batches
+    agreement: Agreement | None = None  # likewise
     seconds: float = 0.0
     epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
     resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
@@ -107,7 +115,8 @@ class _Fit(Run):
     refuses_one: bool = False  # a batch of one, because of batch norm
     checked: bool = False  # the first batch of this fit
     in_step: bool = False
-    interrupted: bool = False
+    ctrl_c: bool = False  # was pressed, in this process
+    interrupted: bool = False  # what all processes know of it
 
     def call(self, hook: str) -> None:
         for function in self.hooks[hook]:
@@ -162,7 +171,9 @@ class Trainer:
     ):
         check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
         self.processes = join()
-        self.device = choose_device(device)
+        if self.processes.count > 1:
+            check_distributable(model, compile)
+        self.device = choose_device(device, self.processes.count)
         self.precision = choose_precision(precision, self.device)
         self.model, self.optimizer = model, optimizer
         self.loss_fn = loss_fn or nn.functional.cross_entropy
@@ -206,7 +217,7 @@ class Trainer:
         Returns:
             The batch's loss and its logits, detached, on the device.
         """
-        with self._autocast, _TOGETHER if update else self._unsynchronised():
+        with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             logits = self._forward(inputs).float()  # losses are computed in float32
             loss = self.loss_fn(logits, targets)
         total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
@@ -287,11 +298,10 @@ class Trainer:
                 self._begin(run, kept)
                 begun = True
                 run.call("on_fit_start")
-                while run.epoch < run.epochs and run.stop is None:
+                while run.epoch < run.epochs and run.stop is None and not run.interrupted:
                     self._train_epoch(run)
-                    if run.interrupted:
-                        break
-                    self._finish_epoch(run, val_loader)
+                    if not run.interrupted:
+                        self._finish_epoch(run, val_loader)
                 if not run.interrupted:
                     checkpoints.write(self, run)
                 averages = [] if self._average is None else self._average.averages
@@ -300,10 +310,6 @@ class Trainer:
             run.interrupted = True  # during validation: the checkpoint before it is whole
         except torch.OutOfMemoryError as error:
             raise out_of_memory(run.loader) from error
-        except RuntimeError as error:
-            if "finished reduction in the prior iteration" in str(error):  # of DistributedDataParallel
-                raise SettingError(f"{position(run)}: {UNUSED_PARAMETERS}") from error
-            raise
         except IndexError as error:
             if run.in_step and "out of bounds" in str(error):
                 raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
@@ -371,16 +377,15 @@ class Trainer:
         batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
         started -= run.seconds
         self._distribute()
-        agreement = None if self.processes.count == 1 else Agreement(self.processes)
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_step, window = True, 1
         for inputs, targets in batches:
             size, share = len(targets), 1.0
-            if run.refuses_one and size == 1:
-                raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             if run.parts is not None:
                 size, share = run.parts.size, run.parts.share
+            if run.refuses_one and size < 2 * self.processes.count:  # in all processes, where one has a single sample
+                raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
             window, update = (1, True) if self.accumulate == 1 else _accumulation(run, self.accumulate)
             rate = self.optimizer.param_groups[run.leader]["lr"]
@@ -401,23 +406,23 @@ class Trainer:
             for hook in batch_hooks:
                 hook(run)
             if update:
-                stop, due = run.interrupted, time.monotonic() >= next_checkpoint
-                if agreement is not None:
-                    stop, due = agreement.reached(stop, due)
+                stop, due = run.ctrl_c, time.monotonic() >= next_checkpoint
+                if run.agreement is not None:
+                    stop, due = run.agreement.reached(stop, due)
                 if stop or due:
                     run.seconds = time.monotonic() - started
                     checkpoints.write(self, run)
                     next_checkpoint = time.monotonic() + run.checkpoint_seconds
                 if stop:
-                    run.interrupted = True  # of several processes, in one that was not asked to stop
+                    run.interrupted = True
                     return
         if not run.batch:
             raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
         if run.pending:
             self._finish_window(run, window)
         run.in_step = False
-        told = self.processes.gathered((run.interrupted, time.monotonic() - started))
-        run.interrupted, run.seconds = any(stop for stop, _ in told), max(seconds for _, seconds in told)
+        gathered = self.processes.gathered((run.ctrl_c, time.monotonic() - started))
+        run.interrupted, run.seconds = any(stop for stop, _ in gathered), max(seconds for _, seconds in gathered)
         if run.interrupted:  # after the last batch, as while the loader's processes end
             checkpoints.write(self, run)
 
@@ -474,8 +479,9 @@ class Trainer:
             part = (processes.rank, processes.count)
             batches = loader.batches(epoch, start, self.channels_last, part=part)
         else:
-            if is_sampled(loader):
-                loader.sampler.set_epoch(epoch)
+            sampler = distributed_sampler(loader)
+            if sampler is not None:
+                sampler.set_epoch(epoch)
             batches = _iterator(loader)
         return batches if processes.count == 1 else training_parts(processes, loader, batches, start)
 
@@ -490,14 +496,16 @@ class Trainer:
 
     def _distribute(self) -> None:
         """Have training steps average their gradients over the processes, of what is trained now."""
+        if self.processes.count == 1:
+            return
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if self.processes.count == 1 or [*map(id, trained)] == [*map(id, self._distributed)]:
+        if [*map(id, trained)] == [*map(id, self._distributed)]:
             return
         self._separate()
         # After its first step torch orders the gradients anew, and with them, from three processes on, the sums: a
         # resumed run would differ in its last bits. Looking for unused parameters, which takes time, prevents it.
         exact = self.processes.count > 2 and (self.device.type == "cpu" or self.deterministic)
-        wrapped = DistributedDataParallel(self._network, find_unused_parameters=exact)  # type: ignore[arg-type]
+        wrapped = Synchronised(self._network, find_unused_parameters=exact)  # type: ignore[arg-type]
         self._forward, self._unsynchronised, self._distributed = wrapped, wrapped.no_sync, trained
 
     def _separate(self) -> None:
@@ -533,17 +541,19 @@ class Trainer:
         run.epoch += 1
         run.batch, run.seconds = 0, 0.0
         run.call("on_epoch_end")
-        run.stop = next((stop for stop in self.processes.gathered(run.stop) if stop is not None), None)
+        gathered = self.processes.gathered((run.stop, run.ctrl_c))
+        run.stop = next((stop for stop, _ in gathered if stop is not None), None)
+        run.interrupted = any(ctrl_c for _, ctrl_c in gathered)
 
     def _read(self, run: _Fit) -> None:
         """Read the losses and hits since the last time: the one moment at which the device is waited for."""
         losses = torch.stack(run.unread).float().tolist() if run.unread else []
         hits = int(torch.cat(run.hits).sum()) if run.hits else 0
         run.unread, run.hits = [], []
-        told = self.processes.gathered((losses, hits))
-        run.losses += [sum(parts) for parts in zip(*(losses for losses, _ in told), strict=True)]
+        gathered = self.processes.gathered((losses, hits))
+        run.losses += [sum(parts) for parts in zip(*(losses for losses, _ in gathered), strict=True)]
         if run.correct is not None:
-            run.correct += sum(hits for _, hits in told)
+            run.correct += sum(hits for _, hits in gathered)
         for batch, loss in enumerate(run.losses):
             if not math.isfinite(loss):
                 raise not_finite(run, batch, loss)
@@ -574,7 +584,10 @@ class Trainer:
         called = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
         run.hooks = {name: hooks_of(called, name) for name in HOOKS}
         run.settings = checkpoints.describe(self, run)
-        check_same_settings(self.processes.gathered(run.settings))
+        if self.processes.count > 1:
+            run.agreement = Agreement(self.processes)
+            calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
+            check_same_settings(self.processes.gathered({**run.settings, **calls}))
         return run
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -595,15 +608,16 @@ class Trainer:
                 sizes.append(len(targets))
         means = torch.stack(losses).tolist() if losses else []
         correct = int(torch.stack(hits).sum()) if classes and hits else 0
-        told = self.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
-        batches = in_order([batches for batches, _, _ in told])  # so that the sum depends on no number of processes
+        gathered = self.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
+        # In the loader's order: the sum does not depend on the number of processes.
+        batches = interleaved([batches for batches, _, _ in gathered])
         total = sum(size for _, size in batches)
         if not total:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
         loss = sum(mean * size for mean, size in batches) / total
-        if not all(classes for _, _, classes in told):
+        if not all(classes for _, _, classes in gathered):
             return Evaluation(loss, None, None, total)
-        correct = sum(correct for _, correct, _ in told)
+        correct = sum(correct for _, correct, _ in gathered)
         return Evaluation(loss, correct / total, correct, total)
 
     def predict(self, loader: Batches, tta: Views = None) -> Predictions:
@@ -624,7 +638,7 @@ class Trainer:
         parts = list(self._forward_pass(loader, views))
         if self.processes.count > 1:
             own = [(logits.cpu(), targets.cpu()) for logits, targets in parts]
-            parts = in_order(self.processes.gathered(own))
+            parts = interleaved(self.processes.gathered(own))
         if not parts:
             raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
         logits = torch.cat([part[0] for part in parts]).cpu()
@@ -675,21 +689,24 @@ class Trainer:
             return
         with preserve_random_states(), preserve_order(loader):
             first = next(self._evaluated(loader), None)
-        if first is not None:
-            self._check_batch(first, loader, training=False)
+        self._check_batch(first, loader, training=False)
 
     def _check_batch(self, batch: Any, loader: Any, training: bool = True) -> None:
-        """Find out before the first step what would go wrong in it; nothing is changed."""
-        inputs, targets = self._prepare(*check_pair(batch))
+        """Find out before the first step what would go wrong in it, in any process; nothing is changed."""
+        findings = [] if batch is None else self._findings(check_pair(batch), loader)
+        errors = [str(f) for f in findings if f.severity == "error" and (training or f.check != "batch_of_one")]
+        for error in chain(*self.processes.gathered(errors)):
+            raise DataError(error)
+        for finding in findings:
+            if training and finding.severity == "warning":
+                warnings.warn(str(finding), stacklevel=5)
+
+    def _findings(self, batch: tuple[Tensor, Tensor], loader: Any) -> list[Finding]:
+        inputs, targets = self._prepare(*batch)
         classes = len(loader.classes) if isinstance(loader, Loader) else None
         with self._autocast:
             wants_logits, ignore_index = takes_logits(self.loss_fn), ignored_class(self.loss_fn)
-            findings = list(check_batch(self.model, inputs, targets, classes, wants_logits, ignore_index))
-        for finding in findings:
-            if finding.severity == "error" and (training or finding.check != "batch_of_one"):
-                raise DataError(str(finding))
-            if training and finding.severity == "warning":
-                warnings.warn(str(finding), stacklevel=5)
+            return list(check_batch(self.model, inputs, targets, classes, wants_logits, ignore_index))
 
     def _weight_sum(self) -> Tensor:
         sums = [p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
@@ -734,7 +751,7 @@ class Trainer:
 
 # ---- small parts of the loop
 
-_TOGETHER = nullcontext()  # a step that ends a window: DistributedDataParallel averages the gradients
+_SYNCHRONISED = nullcontext()  # a step that ends a window: DistributedDataParallel averages the gradients
 
 
 def _iterator(loader: Any) -> Iterator[Any]:
@@ -814,15 +831,18 @@ def _detach_scheduler(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
 
 @contextmanager
 def _stop_on_interrupt(run: _Fit) -> Iterator[None]:
-    """Ctrl-C inside a step waits for its end; the second one, or one outside, is raised at once."""
+    """Ctrl-C inside a step waits for its end; the second one, or one outside, is raised at once.
+
+    Of several processes none leaves the others alone: the first one waits until all have agreed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(*_: Any) -> None:
-        if not run.in_step or run.interrupted:
+        if run.ctrl_c or not (run.in_step or run.trainer.processes.count > 1):
             raise KeyboardInterrupt
-        run.interrupted = True
+        run.ctrl_c = True
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
