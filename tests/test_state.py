@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import vision_wrapper as vw
-from vision_wrapper._state import preserve_mode, preserve_random_states, random_states
+from vision_wrapper._state import preserve_mode, preserve_order, preserve_random_states, random_states
 from vision_wrapper.models import CustomResNet
 
 
@@ -112,3 +112,12 @@ def test_the_scaler_is_put_back(model):
     with vw.preserve_state(model, None, scaler):
         scaler.update(2.0)
     assert scaler.get_scale() == 8.0
+
+
+def test_the_epoch_of_a_distributed_sampler_stays():
+    images = torch.utils.data.TensorDataset(torch.arange(6))
+    sampler = torch.utils.data.DistributedSampler(images, num_replicas=2, rank=0)
+    sampler.set_epoch(3)
+    with preserve_order(torch.utils.data.DataLoader(images, sampler=sampler)):
+        sampler.set_epoch(5)
+    assert sampler.epoch == 3

@@ -59,12 +59,15 @@ def set_loader_states(loader: Any, states: list[torch.Tensor]) -> None:
 
 @contextmanager
 def preserve_order(loader: Any) -> Iterator[None]:
-    """Leave the order that a loader's own generators will give next as it was."""
+    """Leave the order that a loader's own generators, and a sampler that counts epochs, give next as it was."""
     states = loader_states(loader)
+    epochs = [(sampler, sampler.epoch) for sampler in samplers(loader) if hasattr(sampler, "epoch")]
     try:
         yield
     finally:
         set_loader_states(loader, states)
+        for sampler, epoch in epochs:
+            sampler.epoch = epoch
 
 
 @contextmanager

@@ -480,7 +480,7 @@ class Trainer:
             batches = loader.batches(epoch, start, self.channels_last, part=part)
         else:
             sampler = distributed_sampler(loader)
-            if sampler is not None:
+            if sampler is not None and processes.count > 1:
                 sampler.set_epoch(epoch)
             batches = _iterator(loader)
         return batches if processes.count == 1 else training_parts(processes, loader, batches, start)
