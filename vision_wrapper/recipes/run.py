@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import json
 import os
-import platform
-import secrets
-import shutil
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-import vision_wrapper
 from vision_wrapper import data as image_data
-from vision_wrapper import models, report, viz
+from vision_wrapper import models, report
 from vision_wrapper._distributed import join
-from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_bytes, write_json, write_text
+from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_json
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper._state import preserve_random_states
-from vision_wrapper.classifier import load_classifier, save_classifier
-from vision_wrapper.data import ImageData, Loader, Loaders
-from vision_wrapper.data.loaders import common_size, fingerprint
-from vision_wrapper.errors import (
-    DamagedFileError,
-    DataNotFoundError,
-    FileWriteError,
-    OtherRunError,
-    SettingError,
-    VisionWrapperError,
+from vision_wrapper.classifier import load_classifier
+from vision_wrapper.data import ImageData, Loaders
+from vision_wrapper.data.loaders import common_size
+from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherRunError, SettingError
+from vision_wrapper.evaluation import Predictions
+from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.results import (
+    BestClassifier,
+    environment,
+    predictor,
+    read_results,
+    results_of,
+    store_temperature,
+    write_predictions,
 )
-from vision_wrapper.evaluation import Mistakes, Predictions
-from vision_wrapper.recipes.recipe import TEXTS, Recipe
+from vision_wrapper.recipes.run_folder import (
+    content_of,
+    differences_between,
+    identity_of,
+    is_finished,
+    new_folder,
+    open_folder,
+    read_run,
+    remove_folder,
+    unfinished_run,
+)
 from vision_wrapper.recipes.table import RECIPES
-from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Run, Trainer
-from vision_wrapper.viz._figure import nothing
+from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
 
-SHOWN_MISTAKES = 20
 _NEXT_PROCESS = 1_000_003  # from a process's seed to the next one's
 WHITENED_IMAGES = 5000  # that the first layer is fitted to (Jordan 2024)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights, RGB in [0, 1]
@@ -110,17 +113,17 @@ def run(
     processes = join()
     images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
-    identity = _identity(plan, source, images, root, skip_unreadable)
+    identity = identity_of(plan, source, images, root, skip_unreadable)
     identities = processes.gathered(identity)
     for rank, other in enumerate(identities):
-        differences = _differences(identities[0], other)
+        differences = differences_between(identities[0], other)
         if differences:
             raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
 
     def opened() -> tuple[Path, bool, bool]:
-        unfinished = None if isinstance(source, ImageData) else _unfinished_run(identity)  # arrays have no identity
-        folder = Path(out) if out is not None else unfinished or _new_folder(plan.name)
-        return folder, _open_run_folder(folder, identity), _is_finished(folder)
+        unfinished = None if isinstance(source, ImageData) else unfinished_run(identity)  # arrays have no identity
+        folder = Path(out) if out is not None else unfinished or new_folder(plan.name)
+        return folder, open_folder(folder, identity), is_finished(folder)
 
     folder, made, finished = processes.on_main(opened)
     if finished:
@@ -140,7 +143,7 @@ def run(
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
         if made and processes.is_main and not (folder / "last.ckpt").exists():
-            _empty(folder)  # nothing was trained: nothing half-made stays
+            remove_folder(folder)  # nothing was trained: nothing half-made stays
         raise
 
 
@@ -195,7 +198,7 @@ def _whiten(model: nn.Module, loaders: Loaders) -> None:
 def _train(
     plan: Recipe, images: ImageData, loaders: Loaders, folder: Path, trainer: Trainer, checkpoint_seconds: float
 ) -> Result:
-    best = _BestClassifier(folder / "best.safetensors", loaders)
+    best = BestClassifier(folder / "best.safetensors", loaders)
     trainer.callbacks[:0] = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
     curve = _lr_curve(plan, trainer, loaders, folder)
     schedule = plan.build_schedule(None if curve is None else curve.suggestion)
@@ -218,96 +221,17 @@ def _train(
         if loaders.val is None:
             best.save(trainer, {"epoch": len(history), "test_accuracy": predictions.accuracy()})
         else:
-            _store_temperature(folder / "best.safetensors", loaders.val, trainer)
+            store_temperature(folder / "best.safetensors", loaders.val, trainer)
         val_name = "test" if loaders.val is None else "validation"
-        _write_results(folder, images, trainer.model, history, val_name, predictions, curve)
+        write_predictions(folder, images, trainer.model, history, val_name, predictions, curve)
         write_json(folder / "environment.json", environment(trainer.processes.count))
         report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
-        write_json(folder / "results.json", _results(plan, loaders, history, predictions, averaged))
+        write_json(folder / "results.json", results_of(plan, loaders, history, predictions, averaged))
         report.write(folder)
         (folder / ".lock").unlink(missing_ok=True)
 
     on_main(write)
     return Result(plan, history, predictions, folder, averaged)
-
-
-def _results(
-    plan: Recipe, loaders: Loaders, history: History, predictions: Predictions, averaged: float | None
-) -> dict[str, Any]:
-    """The figures of a run, of its last epoch."""
-    seconds = sum(row["seconds"] for row in history.rows)
-    trained = len(history) * min(len(loaders.train.split), len(loaders.train) * loaders.train.batch_size)
-    return {
-        "accuracy": predictions.accuracy(),
-        "tta": plan.tta,
-        "tta_accuracy": averaged,
-        "train_loss": history[-1]["train_loss"],
-        "seconds": seconds,
-        "images_per_second": trained / seconds,
-        "training_images": len(loaders.train.split),
-        "test_images": len(predictions),
-        "classes": list(predictions.classes),
-        "changes": _changes(plan),
-    }
-
-
-def _changes(plan: Recipe) -> dict[str, Any] | None:
-    """The fields in which the plan differs from the recipe of its name, seed apart; None where there is none."""
-    if plan.name not in RECIPES:
-        return None
-    base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
-    told = {"seed", "expected", "data"}
-    # Given with other epochs, these would be scaled.
-    scaled = {"schedule_args", "schedule_epochs", "progressive_size", "freeze_epochs"}
-    always = scaled if base["epochs"] != fields["epochs"] else set()
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in told and (value != base[name] or (name in always and value is not None))
-    }
-
-
-def _store_temperature(path: Path, held_out: Loader, trainer: Trainer) -> None:
-    """Fit the best classifier's temperature to the held-out images, and keep it in its file."""
-    best = load_classifier(path)
-    fitted = _predictor(best.model, trainer.precision, trainer.device).predict(held_out).fit_temperature()
-    save_classifier(path, best.model, best.preprocess, best.classes, best.metrics, temperature=fitted)
-
-
-def _predictor(model: nn.Module, precision: Any, device: Any = None) -> Trainer:
-    """A trainer that is not to train."""
-    return Trainer(model, torch.optim.SGD(model.parameters()), callbacks=[], precision=precision, device=device)
-
-
-class _BestClassifier(Callback):
-    """Keeps the weights of the best epoch on the held-out images."""
-
-    def __init__(self, path: Path, loaders: Loaders):
-        self.path, self.loaders, self.best = path, loaders, -1.0
-
-    def on_epoch_end(self, run: Run) -> None:
-        """Save where this epoch is better than all before."""
-        row = run.history[-1]
-        if row["val_accuracy"] > self.best:
-            self.best = row["val_accuracy"]
-            self.save(run.trainer, {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]})
-
-    def save(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """Write the classifier file."""
-        if not trainer.processes.is_main:
-            return
-        with trainer.averaged():
-            save_classifier(
-                self.path, trainer.model, self.loaders.preprocess, self.loaders.train.classes, metrics=metrics
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best accuracy so far."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back."""
-        self.best = state["best"]
 
 
 def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) -> LRCurve | None:
@@ -327,66 +251,6 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
         )
     on_main(lambda: write_json(path, asdict(curve)))
     return curve
-
-
-def _write_results(
-    folder: Path,
-    images: ImageData,
-    model: nn.Module,
-    history: History,
-    val_name: str,
-    predictions: Predictions,
-    curve: LRCurve | None,
-) -> None:
-    predictions.save(folder / "predictions.npz")
-    mistakes = predictions.mistakes(order="confidence")
-    mistakes.to_csv(folder / "mistakes.csv")
-    assert predictions.preprocess is not None
-    write_text(folder / "model.txt", str(models.summary(model, (images.channels, *predictions.preprocess.size))))
-    shown = mistakes[:SHOWN_MISTAKES]
-    figures = {
-        "history": viz.plot_history(history, val_name=val_name),
-        "learning_rate": viz.plot_learning_rate(history),
-        "samples": viz.plot_samples(images.train, classes=images.classes),
-        "class_distribution": viz.plot_class_distribution(image_data.stats(images)),
-        "confusion_matrix": viz.plot_confusion_matrix(predictions),
-        "per_class": viz.plot_per_class(predictions),
-        "reliability": viz.plot_reliability(predictions),
-        "misclassified": viz.plot_misclassified(shown),
-        "gradcam_predicted": _gradcam(model, shown, "predicted"),
-        "gradcam_true": _gradcam(model, shown, "true"),
-    }
-    if curve is not None:
-        figures["lr_curve"] = viz.plot_lr_curve(curve)
-    for name, figure in figures.items():
-        write_bytes(folder / "plots" / f"{name}.png", figure.to_png())
-
-
-def _gradcam(model: nn.Module, mistakes: Mistakes, target: Literal["predicted", "true"]) -> viz.Figure:
-    """Class activation maps; of a network that has none, a figure that says so."""
-    try:
-        return viz.plot_gradcam(model, mistakes, target=target)
-    except SettingError as error:
-        return nothing(str(error))
-
-
-def environment(processes: int = 1) -> dict[str, Any]:
-    """What the run was made on, without anything personal."""
-    from importlib.metadata import version
-
-    import torchvision
-
-    return {
-        "vision_wrapper": vision_wrapper.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "albumentations": version("albumentations"),  # importing it would ask the package index
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_threads": torch.get_num_threads(),
-        "processes": processes,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
 
 
 def find_lr(
@@ -436,105 +300,6 @@ def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -
     return images, loaders
 
 
-# ---- run folders
-
-
-def _identity(plan: Recipe, source: Any, images: ImageData, root: Any, skip_unreadable: bool) -> dict[str, Any]:
-    """What makes a run the same run, and what was watched in it.
-
-    Folders stand by their whole path, so that the run is found from elsewhere too; images that were passed by the name
-    that they have, which may be that of a data set of which they are a part.
-    """
-    named = isinstance(source, str) and source in image_data.DATASETS
-    identity = {
-        "recipe": plan.as_dict(),
-        "data": images.name if isinstance(source, ImageData) else source if named else os.path.abspath(source),
-        "passed": isinstance(source, ImageData),
-        "content": _content(images),
-        "root": os.path.abspath(root),
-        "watched": plan.watches if images.val is None else "the validation images",
-    }
-    if skip_unreadable:
-        identity["skip_unreadable"] = True
-    return json.loads(json.dumps(identity))  # as it is read back
-
-
-def _content(images: ImageData) -> dict[str, str]:
-    """Fingerprints that tell these images from others of the same name."""
-    return {name: fingerprint(split) for name, split in (("train", images.train), ("test", images.test))}
-
-
-def _new_folder(recipe_name: str) -> Path:
-    name = f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = (Path("runs") / f"{name}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
-    return next(folder for folder in candidates if not folder.exists())
-
-
-def _unfinished_run(identity: dict[str, Any]) -> Path | None:
-    """The newest run under runs/ that was the same and did not end, so that the same command again goes on."""
-    folders = Path("runs").glob(f"{glob.escape(identity['recipe']['name'])}-*/")
-    for folder in sorted(folders, reverse=True):
-        if (folder / "recipe.json").exists() and not _is_finished(folder):
-            with contextlib.suppress(VisionWrapperError):  # a damaged one is not it
-                if not _differences(read_json(folder / "recipe.json"), identity):
-                    return folder
-    return None
-
-
-def _open_run_folder(folder: Path, identity: dict[str, Any]) -> bool:
-    """Make the run folder, whole, and say so; or check that the one that is there is of the same run."""
-    if (folder / "recipe.json").exists():
-        differences = _differences(read_json(folder / "recipe.json"), identity)
-        if differences:
-            raise OtherRunError(
-                f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=."
-            )
-        return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
-    if folder.exists():  # and empty; it may be a disk of its own, or where somebody stands
-        write_json(folder / "recipe.json", identity)
-        return True
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
-        write_json(temporary / "recipe.json", identity)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise FileWriteError(error.errno, f"The run folder {folder} could not be made: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return True
-
-
-def _differences(there: Any, here: dict[str, Any]) -> list[str]:
-    """What differs between the identities of two runs, in words."""
-    if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
-        return ["recipe.json holds no recipe"]
-    kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
-    defaults = json.loads(json.dumps(Recipe("default", "").as_dict()))  # of fields that came after a run
-    differences = [
-        f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
-        for name, value in wanted.items()
-        if kept.get(name, defaults.get(name)) != value and name not in TEXTS
-    ]
-    if there.get("content", here["content"]) != here["content"]:
-        differences.append("its images were others")
-    return differences
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if not entry.is_dir():
-            entry.unlink()
-    with contextlib.suppress(OSError):  # a mount point stays
-        folder.rmdir()
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether all that a run ends with is there; what is missing is made again from its last checkpoint."""
-    return all((folder / name).exists() for name in ("history.json", "predictions.npz", "results.json", "report.html"))
-
-
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
     predictions = Predictions.load(
         folder / "predictions.npz",
@@ -546,28 +311,6 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
     return Result(plan, History.from_json(folder / "history.json"), predictions, folder, averaged)
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run. Raises `DamagedFileError` for anything else."""
-    results, needed = read_json(folder / "results.json"), {"accuracy", "images_per_second", "test_images"}
-    numbers = isinstance(results, dict) and all(isinstance(results.get(name), (int, float)) for name in needed)
-    if not numbers or not isinstance(results.get("tta_accuracy", ""), (int, float, type(None))):
-        raise DamagedFileError(f"{folder / 'results.json'} does not hold the figures of a run.")
-    return results
-
-
-def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a run folder, and its identity (`data`, `root`). Raises `SettingError` where it is none."""
-    folder = Path(folder)
-    if not (folder / "recipe.json").exists():
-        raise SettingError(f"{folder} is no run folder (no recipe.json). Give the folder that `train` named.")
-    identity = read_json(folder / "recipe.json")
-    try:
-        where = {name: os.fspath(identity[name]) for name in ("data", "root")}
-        return Recipe(**{**identity["recipe"], "expected": None}), {**identity, **where}
-    except (KeyError, TypeError) as error:
-        raise SettingError(f"{folder / 'recipe.json'} does not hold a recipe: {error}.") from error
-
-
 def evaluate_run(folder: PathLike) -> Predictions:
     """The predictions of a run's best.safetensors on its test set, computed anew, at the classifier's temperature.
 
@@ -576,12 +319,12 @@ def evaluate_run(folder: PathLike) -> Predictions:
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
     images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
-    content = _content(images)
+    content = content_of(images)
     if identity.get("content", content) != content:
         raise OtherRunError(
             f"{identity['data']} now holds other images than those of the run in {folder}. Test its best.safetensors "
             "on the images it had: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."
         )
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
-    predictions = _predictor(classifier.model, plan.precision).predict(loaders.test)
+    predictions = predictor(classifier.model, plan.precision).predict(loaders.test)
     return predictions.at_temperature(classifier.temperature)

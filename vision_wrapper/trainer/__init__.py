@@ -14,8 +14,9 @@ from vision_wrapper.trainer.callbacks import (
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve
 from vision_wrapper.trainer.optimizers import OPTIMIZERS, Lookahead, Muon
+from vision_wrapper.trainer.passes import Evaluation
 from vision_wrapper.trainer.schedules import SCHEDULES, Schedule
-from vision_wrapper.trainer.trainer import Evaluation, Trainer
+from vision_wrapper.trainer.trainer import Trainer
 from vision_wrapper.trainer.views import VIEWS, View
 
 __all__ = [

@@ -23,7 +23,8 @@ from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.optimizers import Lookahead
 
 if TYPE_CHECKING:
-    from vision_wrapper.trainer.trainer import Trainer, _Fit
+    from vision_wrapper.trainer.fit import Fit
+    from vision_wrapper.trainer.trainer import Trainer
 
 KIND = "checkpoint"
 
@@ -50,14 +51,14 @@ def load(trainer: Trainer, path: PathLike) -> None:
         set_random_states(state["random"])
 
 
-def write(trainer: Trainer, run: _Fit) -> None:
+def write(trainer: Trainer, run: Fit) -> None:
     """Write a run's checkpoint, where it has one; never over a good one when a loss is not finite.
 
     Every process has its random states in it; the main one writes.
     """
     if run.checkpoint is None:
         return
-    trainer._read(run)
+    run.read_losses()
     own = {
         "random": random_states(),
         "epoch_random": run.epoch_random,
@@ -91,7 +92,7 @@ def write(trainer: Trainer, run: _Fit) -> None:
     trainer.processes.on_main(partial(write_tensors, run.checkpoint, KIND, state))
 
 
-def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | None:
+def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | None:
     """What the run's checkpoint holds, or None where there is none; nothing is changed.
 
     `extend` allows one with fewer epochs.
@@ -112,7 +113,7 @@ def read(trainer: Trainer, run: _Fit, extend: bool = False) -> dict[str, Any] | 
     return state
 
 
-def check_schedule(run: _Fit) -> None:
+def check_schedule(run: Fit) -> None:
     """Raise `CheckpointError`, before anything is trained, where the schedule's state cannot be kept."""
     if run.checkpoint is not None:
         check_savable({"schedule": run.scheduler.state_dict()})
@@ -124,7 +125,7 @@ def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
         group["lr"] = group["lr"].new_tensor(rate) if isinstance(group["lr"], Tensor) else rate
 
 
-def restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
+def restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
     """Put a run where the checkpoint that was read left it, all of it or nothing."""
     assert run.checkpoint is not None
     with _all_or_nothing(trainer, run.checkpoint):
@@ -154,7 +155,7 @@ def _forged_is_damaged(path: PathLike) -> Iterator[None]:
         raise DamagedFileError(f"{path} holds no state of a trainer: {type(error).__name__}: {error}.") from error
 
 
-def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
+def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
     position = state["run"]
     extended = position["settings"]["epochs"] != run.epochs
     anew = _advanced_groups(trainer, run, position) if extended and run.scheduler is not None else None
@@ -181,7 +182,7 @@ def _restore(trainer: Trainer, run: _Fit, state: dict[str, Any]) -> None:
     set_loader_states(run.loader, own["loader_random"])
 
 
-def _advanced_groups(trainer: Trainer, run: _Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _advanced_groups(trainer: Trainer, run: Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:
     """What the schedule for more epochs makes of the optimizer's groups, stepped to where the shorter one was.
 
     None for a schedule that watches a metric: it knows no number of epochs, and goes on as it was.
@@ -245,7 +246,7 @@ def place_state(optimizer: torch.optim.Optimizer) -> None:
 # ---- what makes a run the same run
 
 
-def describe(trainer: Trainer, run: _Fit) -> dict[str, Any]:
+def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     """Plain values that a checkpoint keeps, and that have to be the same when a run goes on."""
     return {
         "epochs": run.epochs,
@@ -265,7 +266,7 @@ def describe(trainer: Trainer, run: _Fit) -> dict[str, Any]:
     }
 
 
-def _describe_loader(run: _Fit) -> dict[str, Any]:
+def _describe_loader(run: Fit) -> dict[str, Any]:
     if isinstance(run.loader, Loader):
         return run.loader.describe()
     described: dict[str, Any] = {"batches": run.batches, "batch_size": getattr(run.loader, "batch_size", None)}
@@ -294,7 +295,7 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _check_same_run(run: _Fit, kept: dict[str, Any], extend: bool) -> None:
+def _check_same_run(run: Fit, kept: dict[str, Any], extend: bool) -> None:
     there, here = kept.get("epochs"), run.epochs
     longer = isinstance(there, int) and there < here
     differences = [

@@ -1,4 +1,4 @@
-"""What a trainer refuses, in words, and the errors that name where training stood."""
+"""What a trainer refuses, in words, and the errors of a loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossErr
 from vision_wrapper.trainer.callbacks import Callback
 
 if TYPE_CHECKING:
-    from vision_wrapper.trainer.trainer import _Fit
+    from vision_wrapper.trainer.fit import Fit
 
 
 def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compile: Any) -> None:
@@ -122,12 +122,12 @@ def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
     raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
 
 
-def position(run: _Fit) -> str:
+def position(run: Fit) -> str:
     """Where the run stands, counted from 1."""
     return f"Epoch {run.epoch + 1}, batch {run.batch + 1}"
 
 
-def not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
+def not_finite(run: Fit, batch: int, loss: float) -> NonFiniteLossError:
     """The error for a loss of NaN or infinity in batch number `batch` of this epoch."""
     where = f"epoch {run.epoch + 1}, batch {batch + 1}, learning rate {float(run.rates[batch]):.3g}"
     samples = ""
@@ -139,6 +139,11 @@ def not_finite(run: _Fit, batch: int, loss: float) -> NonFiniteLossError:
         f"The loss became {loss} in {where}. Lower the learning rate (find_lr helps) or set clip_norm; the last good "
         f"checkpoint, if any, is unharmed.{samples}"
     )
+
+
+def no_batch(loader: str = "loader") -> DataError:
+    """The error for a loader without batches."""
+    return DataError(f"The {loader} gave no batch. Is it empty, or an iterator that is used up?")
 
 
 def out_of_memory(loader: Any) -> DeviceMemoryError:

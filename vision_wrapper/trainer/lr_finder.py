@@ -14,9 +14,10 @@ import numpy as np
 from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_state
-from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.errors import SettingError
+from vision_wrapper.trainer.checks import no_batch
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.parts import Parts
+from vision_wrapper.trainer.parts import Parts, training_batches
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -130,14 +131,14 @@ class _LossNotFinite(Exception):
 def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
     """(batch, its `Parts.share`) of epoch after epoch; a loader's own count of epochs stays."""
     for epoch in count():
-        first, batches = True, trainer._batches(loader, epoch)
+        first, batches = True, training_batches(trainer, loader, epoch)
         for batch in batches:
             if first and epoch == 0:
                 trainer._check_batch(batch, loader)
             first = False
             yield batch, batches.share if isinstance(batches, Parts) else 1.0
         if first:
-            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
+            raise no_batch()
 
 
 def _classes() -> tuple[Any, Any]:

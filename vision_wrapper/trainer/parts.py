@@ -1,11 +1,11 @@
-"""What each of several processes takes of a batch, and how they agree on when to stop."""
+"""The batches of a pass, of which several processes take their parts, and how these agree on when to stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count, islice, zip_longest
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +17,9 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import shuffles
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.checks import check_pair
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import Trainer
 
 T = TypeVar("T")
 _MOST_STEPS = 1000  # between two agreements
@@ -61,37 +64,68 @@ class SampledParts(Parts):
         return inputs, targets
 
 
-def training_parts(processes: Processes, loader: Any, batches: Iterator[Any], start: int = 0) -> Parts:
-    """This process's parts of a training loader's batches, from number `start` of the epoch on.
+def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a training epoch from number `start` on, all of a loader that is not the library's.
 
-    Raises `SettingError` for a torch DataLoader that shuffles: each process would do it in its own way.
+    Of several processes each has its `Parts`.
+
+    Raises `SettingError` for what is no loader, and, with several processes, for a torch DataLoader that shuffles: each
+    would do it in its own way.
     """
+    processes = trainer.processes
     if isinstance(loader, Loader):
+        loader.device = trainer.device
+        batches = loader.batches(epoch, start, trainer.channels_last, part=(processes.rank, processes.count))
+        if processes.count == 1:
+            return batches
         images, size = len(loader.split), loader.batch_size
         return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
-    if distributed_sampler(loader) is not None:
-        return SampledParts(processes, batches)
+    if processes.count == 1:
+        return _iterator(loader)
+    sampler = _distributed_sampler(loader)
+    if sampler is not None:
+        sampler.set_epoch(epoch)
+        return SampledParts(processes, _iterator(loader))
     if shuffles(loader):
         raise SettingError(
             "This DataLoader shuffles, in each process in another way. Use data.make_loaders, or give it a "
             "torch.utils.data.DistributedSampler."
         )
-    return Parts(processes, batches)
+    return Parts(processes, _iterator(loader))
 
 
-def distributed_sampler(loader: Any) -> DistributedSampler | None:
+def _iterator(loader: Any) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise SettingError(
+            f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
+        ) from error
+
+
+def _distributed_sampler(loader: Any) -> DistributedSampler | None:
     """That of a torch DataLoader, which gives each process samples of its own."""
     return next((sampler for sampler in samplers(loader) if isinstance(sampler, DistributedSampler)), None)
 
 
-def evaluated_batches(processes: Processes, loader: Any, batches: Iterator[T]) -> Iterator[T]:
-    """The batches that this process evaluates, every count-th, of a loader that gives all of them to all processes."""
-    if distributed_sampler(loader) is not None or shuffles(loader):
+def evaluated_batches(trainer: Trainer, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, which gives all of them to all processes; of several each has every count-th.
+
+    Raises `SettingError` for what is no loader, and, with several processes, for a torch DataLoader that shuffles or
+    parts its samples.
+    """
+    processes = trainer.processes
+    if isinstance(loader, Loader):
+        loader.device = trainer.device
+        return loader.batches(0, processes.rank, trainer.channels_last, step=processes.count)
+    if processes.count == 1:
+        return _iterator(loader)
+    if _distributed_sampler(loader) is not None or shuffles(loader):
         raise SettingError(
             "Several processes evaluate with a DataLoader without DistributedSampler, which repeats samples, and with "
             "shuffle=False: each process takes its part of the batches."
         )
-    return islice(batches, processes.rank, None, processes.count)
+    return islice(_iterator(loader), processes.rank, None, processes.count)
 
 
 def interleaved(gathered: Sequence[Sequence[T]]) -> list[T]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +21,6 @@ from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike
 from vision_wrapper._state import (
     loader_states,
-    preserve_mode,
     preserve_order,
     preserve_random_states,
     random_states,
@@ -32,12 +28,13 @@ from vision_wrapper._state import (
     set_random_states,
 )
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, does_not_take, has_batch_norm, shuffles
-from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
+from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, has_batch_norm
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
 from vision_wrapper.trainer import checkpoint as checkpoints
-from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, Run, hooks_of
+from vision_wrapper.trainer import passes
+from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, hooks_of
 from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
@@ -48,79 +45,30 @@ from vision_wrapper.trainer.checks import (
     check_settings,
     check_trainable,
     ignored_class,
-    not_finite,
+    no_batch,
     out_of_memory,
     position,
     takes_logits,
 )
 from vision_wrapper.trainer.ema import WeightAverage
+from vision_wrapper.trainer.fit import Fit
+from vision_wrapper.trainer.guards import (
+    detach_scheduler,
+    deterministic_algorithms,
+    stop_on_interrupt,
+    unchanged_on_error,
+)
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.parts import (
-    Agreement,
-    Parts,
-    Synchronised,
-    distributed_sampler,
-    evaluated_batches,
-    interleaved,
-    training_parts,
-)
+from vision_wrapper.trainer.parts import Agreement, Parts, Synchronised, evaluated_batches, training_batches
+from vision_wrapper.trainer.passes import Evaluation
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
-from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
+from vision_wrapper.trainer.views import Views
 
 OWN_NETWORKS = (CustomResNet, ResNet, WhitenedConvNet)
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-class Evaluation(NamedTuple):
-    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes."""
-
-    loss: float
-    accuracy: float | None
-    correct: int | None
-    total: int
-
-
-@dataclass
-class _Fit(Run):
-    """A `Run` with what only the loop needs to know."""
-
-    loader: Any = None
-    first_epoch: int = 0  # epochs the trainer had trained before this fit
-    schedule: Schedule | None = None
-    scheduler: Any = None
-    leader: int = 0  # the group of the optimizer whose rate the history keeps
-    own_rates: list[float] = field(default_factory=list)  # of the groups, before the schedule
-    initial_rates: list[Any] = field(default_factory=list)  # likewise, what torch's schedulers call initial_lr
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = math.inf
-    settings: dict[str, Any] = field(default_factory=dict)
-    batch_history: bool = False
-    hooks: dict[str, list[Any]] = field(default_factory=dict)
-    # Of the epoch under way: of the batches whose losses and hits were read, and, on the device, of those since then.
-    losses: list[float] = field(default_factory=list)
-    correct: int | None = None  # None where targets are not classes
-    unread: list[Tensor] = field(default_factory=list)  # losses, of several processes this one's part of them
-    hits: list[Tensor] = field(default_factory=list)  # bool (N,) each
-    sizes: list[int] = field(default_factory=list)
-    rates: list[float | Tensor] = field(default_factory=list)
-    parts: Parts | None = None  # of several processes: this one's part of the epoch's batches
-    agreement: Agreement | None = None  # likewise
-    seconds: float = 0.0
-    epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
-    resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
-    pending: int = 0  # batches since the optimizer's last step
-    refuses_one: bool = False  # a batch of one, because of batch norm
-    checked: bool = False  # the first batch of this fit
-    in_step: bool = False
-    ctrl_c: bool = False  # was pressed, in this process
-    interrupted: bool = False  # what all processes know of it
-
-    def call(self, hook: str) -> None:
-        for function in self.hooks[hook]:
-            function(self)
 
 
 class Trainer:
@@ -294,7 +242,7 @@ class Trainer:
             keep_freed_memory()
         begun = False
         try:
-            with _stop_on_interrupt(run), _deterministic(self.deterministic):
+            with stop_on_interrupt(run), deterministic_algorithms(self.deterministic):
                 self._begin(run, kept)
                 begun = True
                 run.call("on_fit_start")
@@ -322,11 +270,11 @@ class Trainer:
                 self._end(run, begun)
         return run.history
 
-    def _begin(self, run: _Fit, kept: dict[str, Any] | None) -> None:
+    def _begin(self, run: Fit, kept: dict[str, Any] | None) -> None:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
         if self.ema is not None:
             self._average = WeightAverage(self.model, self.ema)
-        with _unchanged_on_error(self.optimizer):
+        with unchanged_on_error(self.optimizer):
             if run.schedule is not None:
                 self._attach(run, run.schedule, kept)
             run.leader = leading_group(self.optimizer)
@@ -338,7 +286,7 @@ class Trainer:
             self.model.train()  # a part that was put in eval mode alone, as by models.freeze, stays in it
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _attach(self, run: _Fit, schedule: Schedule, kept: dict[str, Any] | None) -> None:
+    def _attach(self, run: Fit, schedule: Schedule, kept: dict[str, Any] | None) -> None:
         """Build the scheduler from the rates that the run began with."""
         groups = self.optimizer.param_groups
         if kept is not None:
@@ -356,11 +304,12 @@ class Trainer:
         vars(self.optimizer)["_opt_called"] = True
         checkpoints.check_schedule(run)
 
-    def _end(self, run: _Fit, begun: bool) -> None:
+    def _end(self, run: Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
         self._separate()
-        _detach_scheduler(self.optimizer, run.scheduler)
+        if run.scheduler is not None:
+            detach_scheduler(self.optimizer)
         self.interrupted = run.interrupted
         if not begun:
             return
@@ -372,7 +321,7 @@ class Trainer:
                 group["initial_lr"] = rate
         self.epochs_trained = run.first_epoch + run.epoch
 
-    def _train_epoch(self, run: _Fit) -> None:
+    def _train_epoch(self, run: Fit) -> None:
         started = time.monotonic()
         batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
         started -= run.seconds
@@ -387,22 +336,14 @@ class Trainer:
             if run.refuses_one and size < 2 * self.processes.count:  # in all processes, where one has a single sample
                 raise DataError(f"{position(run)}: {BATCH_OF_ONE}")
             inputs, targets = self._prepare(inputs, targets)
-            window, update = (1, True) if self.accumulate == 1 else _accumulation(run, self.accumulate)
+            window, update = (1, True) if self.accumulate == 1 else run.window(self.accumulate)
             rate = self.optimizer.param_groups[run.leader]["lr"]
             run.rates.append(rate.clone() if isinstance(rate, Tensor) else rate)  # schedules change a tensor in place
             loss, logits = self.train_step(inputs, targets, share=share / window, update=update)
-            run.unread.append(loss if run.parts is None else loss * (share / self.processes.count))
-            run.sizes.append(size)
-            if run.correct is not None:
-                if not _are_classes(logits, targets):
-                    run.correct = None
-                elif share:
-                    run.hits.append(logits.argmax(1) == targets)
+            run.add_batch(loss, logits, targets, size, share)
+            run.pending = 0 if update else run.pending + 1
             if update and every_batch:
                 run.scheduler.step()
-            run.batch += 1
-            run.samples += size
-            run.pending = 0 if update else run.pending + 1
             for hook in batch_hooks:
                 hook(run)
             if update:
@@ -417,7 +358,7 @@ class Trainer:
                     run.interrupted = True
                     return
         if not run.batch:
-            raise DataError("The training loader gave no batch. Is it empty, or an iterator that is used up?")
+            raise no_batch("training loader")
         if run.pending:
             self._finish_window(run, window)
         run.in_step = False
@@ -426,7 +367,7 @@ class Trainer:
         if run.interrupted:  # after the last batch, as while the loader's processes end
             checkpoints.write(self, run)
 
-    def _finish_window(self, run: _Fit, window: int) -> None:
+    def _finish_window(self, run: Fit, window: int) -> None:
         """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
@@ -439,7 +380,7 @@ class Trainer:
         if run.schedule is not None and run.schedule.every == "batch":
             run.scheduler.step()
 
-    def _epoch_batches(self, run: _Fit) -> Iterator[tuple[Tensor, Tensor]]:
+    def _epoch_batches(self, run: Fit) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
         loader, epoch = run.loader, run.first_epoch + run.epoch
         resumed, run.resume_random = run.resume_random, None
@@ -447,11 +388,11 @@ class Trainer:
             if resumed is not None:
                 set_random_states(resumed)
             run.epoch_random = {**random_states(), "loader": loader_states(loader)}
-            _reset_epoch(run)
+            run.begin_epoch()
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
             set_loader_states(loader, run.epoch_random["loader"])
-        batches = self._batches(loader, epoch, run.batch)
+        batches = training_batches(self, loader, epoch, run.batch)
         run.parts = batches if isinstance(batches, Parts) else None
         run.call("on_epoch_start")
         if run.batch:  # what is drawn until here had been drawn before
@@ -467,32 +408,6 @@ class Trainer:
             self._check_batch(first, loader)
             batches = chain([first], batches)
         return batches
-
-    def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a training epoch from number `start` on, all of a loader that is not the library's.
-
-        Of several processes each has its `Parts`.
-        """
-        processes = self.processes
-        if isinstance(loader, Loader):
-            loader.device = self.device
-            part = (processes.rank, processes.count)
-            batches = loader.batches(epoch, start, self.channels_last, part=part)
-        else:
-            sampler = distributed_sampler(loader)
-            if sampler is not None and processes.count > 1:
-                sampler.set_epoch(epoch)
-            batches = _iterator(loader)
-        return batches if processes.count == 1 else training_parts(processes, loader, batches, start)
-
-    def _evaluated(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a loader; of several processes each has its own of them."""
-        processes = self.processes
-        if isinstance(loader, Loader):
-            loader.device = self.device
-            return loader.batches(0, processes.rank, self.channels_last, step=processes.count)
-        batches = _iterator(loader)
-        return batches if processes.count == 1 else evaluated_batches(processes, loader, batches)
 
     def _distribute(self) -> None:
         """Have training steps average their gradients over the processes, of what is trained now."""
@@ -512,30 +427,14 @@ class Trainer:
         """Have training steps use the gradients of this process alone, as outside of a fit."""
         self._forward, self._unsynchronised, self._distributed = self._network, nullcontext, []
 
-    def _finish_epoch(self, run: _Fit, val_loader: Batches | None) -> None:
+    def _finish_epoch(self, run: Fit, val_loader: Batches | None) -> None:
         checkpoints.write(self, run)
-        self._read(run)
+        run.read_losses()
         evaluation = None
         if val_loader is not None:
             with self.averaged():
                 evaluation = self.evaluate(val_loader)
-        run.total = run.samples
-        row = {
-            "epoch": run.epoch + 1,
-            "lr": float(run.rates[-1]),
-            "train_loss": sum(x * n for x, n in zip(run.losses, run.sizes, strict=False)) / run.samples,
-            "train_accuracy": None if run.correct is None else run.correct / run.samples,
-            "val_loss": None if evaluation is None else evaluation.loss,
-            "val_accuracy": None if evaluation is None else evaluation.accuracy,
-            "seconds": run.seconds,
-        }
-        if run.batch_history:
-            first = len(run.history.batches)
-            run.history.batches += [
-                {"step": first + i, "epoch": run.epoch + 1, "lr": float(rate), "loss": loss}
-                for i, (rate, loss) in enumerate(zip(run.rates, run.losses, strict=False))
-            ]
-        run.history.rows.append(row)
+        row = run.add_row(evaluation)
         if run.schedule is not None and run.schedule.every == "epoch":
             run.scheduler.step(*([_watched(row, run.schedule.monitor)] if run.schedule.monitor else []))
         run.epoch += 1
@@ -545,20 +444,7 @@ class Trainer:
         run.stop = next((stop for stop, _ in gathered if stop is not None), None)
         run.interrupted = any(ctrl_c for _, ctrl_c in gathered)
 
-    def _read(self, run: _Fit) -> None:
-        """Read the losses and hits since the last time: the one moment at which the device is waited for."""
-        losses = torch.stack(run.unread).float().tolist() if run.unread else []
-        hits = int(torch.cat(run.hits).sum()) if run.hits else 0
-        run.unread, run.hits = [], []
-        gathered = self.processes.gathered((losses, hits))
-        run.losses += [sum(parts) for parts in zip(*(losses for losses, _ in gathered), strict=True)]
-        if run.correct is not None:
-            run.correct += sum(hits for _, hits in gathered)
-        for batch, loss in enumerate(run.losses):
-            if not math.isfinite(loss):
-                raise not_finite(run, batch, loss)
-
-    def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> _Fit:
+    def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> Fit:
         if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
             raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
         if schedule is not None and not isinstance(schedule, Schedule):
@@ -574,7 +460,7 @@ class Trainer:
             raise DataError("The training loader is empty.")
         check_trainable(self.model)
         check_last_batch(self.model, train_loader, self.processes.count)
-        run = _Fit(
+        run = Fit(
             trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
             validates=val_loader is not None, refuses_one=has_batch_norm(self.model),
@@ -598,27 +484,7 @@ class Trainer:
 
     def evaluate(self, loader: Batches) -> Evaluation:
         """Mean loss and accuracy over a loader, in eval mode; everything is left as it was."""
-        losses, hits, sizes, classes = [], [], [], True
-        with preserve_mode(self.loss_fn) if isinstance(self.loss_fn, nn.Module) else nullcontext():
-            for logits, targets in self._forward_pass(loader):
-                losses.append(self._loss(logits, targets))
-                classes = classes and _are_classes(logits, targets)
-                if classes:
-                    hits.append((logits.argmax(1) == targets).sum())
-                sizes.append(len(targets))
-        means = torch.stack(losses).tolist() if losses else []
-        correct = int(torch.stack(hits).sum()) if classes and hits else 0
-        gathered = self.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
-        # In the loader's order: the sum does not depend on the number of processes.
-        batches = interleaved([batches for batches, _, _ in gathered])
-        total = sum(size for _, size in batches)
-        if not total:
-            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
-        loss = sum(mean * size for mean, size in batches) / total
-        if not all(classes for _, _, classes in gathered):
-            return Evaluation(loss, None, None, total)
-        correct = sum(correct for _, correct, _ in gathered)
-        return Evaluation(loss, correct / total, correct, total)
+        return passes.evaluate(self, loader)
 
     def predict(self, loader: Batches, tta: Views = None) -> Predictions:
         """Logits of every sample, with targets and indices, on the CPU; everything is left as it was.
@@ -632,49 +498,7 @@ class Trainer:
             UnknownNameError: an unknown `tta`.
             SettingError: a `tta` that cannot be, or a torch DataLoader that shuffles, so that indices would be unknown.
         """
-        views = views_of(tta)
-        if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
-            raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
-        parts = list(self._forward_pass(loader, views))
-        if self.processes.count > 1:
-            own = [(logits.cpu(), targets.cpu()) for logits, targets in parts]
-            parts = interleaved(self.processes.gathered(own))
-        if not parts:
-            raise DataError("The loader gave no batch. Is it empty, or an iterator that is used up?")
-        logits = torch.cat([part[0] for part in parts]).cpu()
-        targets = torch.cat([part[1] for part in parts]).cpu()
-        if not isinstance(loader, Loader):
-            return Predictions(logits, targets, torch.arange(len(targets)))
-        indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
-        return Predictions(logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess)
-
-    def _forward_pass(self, loader: Batches, views: Sequence[View] = (AS_IT_IS,)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(logits, targets) of each batch on the device, in eval mode, without gradients."""
-        with preserve_mode(self.model), preserve_order(loader):
-            self.model.eval()
-            self.processes.broadcast(self.model.buffers())  # batch norm's are of each process's own batches
-            for batch in self._evaluated(loader):
-                inputs, targets = self._prepare(*check_pair(batch))
-                try:
-                    with torch.inference_mode(), self._autocast:
-                        logits = averaged_logits(self._network, inputs, views)
-                except torch.OutOfMemoryError as error:
-                    raise out_of_memory(loader) from error
-                except VisionWrapperError:
-                    raise
-                except (RuntimeError, ValueError) as error:
-                    raise DataError(str(does_not_take(self.model, inputs, error))) from error
-                yield logits, targets
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        try:
-            with torch.no_grad():  # a loss may have parameters of its own
-                return self.loss_fn(logits, targets)
-        except (IndexError, RuntimeError, ValueError) as error:
-            raise DataError(
-                f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) "
-                f"failed: {error} Are there targets that are no class of the model?"
-            ) from error
+        return passes.predict(self, loader, tta)
 
     def _prepare(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """A batch on the device, in the memory format of the model."""
@@ -688,7 +512,7 @@ class Trainer:
         if loader is None or isinstance(loader, Iterator):
             return
         with preserve_random_states(), preserve_order(loader):
-            first = next(self._evaluated(loader), None)
+            first = next(evaluated_batches(self, loader), None)
         self._check_batch(first, loader, training=False)
 
     def _check_batch(self, batch: Any, loader: Any, training: bool = True) -> None:
@@ -754,15 +578,6 @@ class Trainer:
 _SYNCHRONISED = nullcontext()  # a step that ends a window: DistributedDataParallel averages the gradients
 
 
-def _iterator(loader: Any) -> Iterator[Any]:
-    try:
-        return iter(loader)
-    except TypeError as error:
-        raise SettingError(
-            f"A loader is an iterable of (inputs, targets), such as data.make_loaders gives; got {loader!r}."
-        ) from error
-
-
 def _compiled(model: nn.Module, compile: bool | str) -> Callable[[Tensor], Tensor]:
     if compile is True:
         return torch.compile(model)
@@ -777,89 +592,8 @@ def _length(loader: Any) -> int | None:
         return None
 
 
-def _accumulation(run: _Fit, accumulate: int) -> tuple[int, bool]:
-    """(batches in the window a batch is in, whether it is its last); the last window of an epoch may be shorter.
-
-    It may also end before it was to, where the loader's length is unknown or wrong.
-    """
-    left = accumulate
-    if run.batches is not None and run.batch < run.batches:
-        left = run.batches - (run.batch - run.pending)
-    window = min(accumulate, left)
-    return window, run.pending + 1 == window
-
-
 def _watched(row: dict[str, Any], monitor: str) -> float:
     """The value that a schedule asks for."""
     if row[monitor] is None:
         raise SettingError(f"The schedule watches {monitor}, which targets that are no classes do not have.")
     return row[monitor]
-
-
-def _are_classes(logits: Tensor, targets: Tensor) -> bool:
-    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-
-
-def _reset_epoch(run: _Fit) -> None:
-    run.losses, run.unread, run.hits, run.sizes, run.rates = [], [], [], [], []
-    run.samples = run.correct = 0
-
-
-@contextmanager
-def _unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """A scheduler changes the groups when it is made; one that is then refused must not have."""
-    groups = [dict(group) for group in optimizer.param_groups]
-    rates = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
-    try:
-        yield
-    except BaseException:
-        for group, before, rate in zip(optimizer.param_groups, groups, rates, strict=True):
-            if isinstance(rate, Tensor):  # schedulers change it in place
-                before["lr"].copy_(rate)
-            group.clear()
-            group.update(before)
-        _detach_scheduler(optimizer, optimizer)
-        raise
-
-
-def _detach_scheduler(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Take away the counter that a torch scheduler puts over the optimizer's `step`."""
-    if scheduler is not None:
-        for name in ("step", "_opt_called"):
-            vars(optimizer).pop(name, None)
-
-
-@contextmanager
-def _stop_on_interrupt(run: _Fit) -> Iterator[None]:
-    """Ctrl-C inside a step waits for its end; the second one, or one outside, is raised at once.
-
-    Of several processes none leaves the others alone: the first one waits until all have agreed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(*_: Any) -> None:
-        if run.ctrl_c or not (run.in_step or run.trainer.processes.count > 1):
-            raise KeyboardInterrupt
-        run.ctrl_c = True
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if wanted:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        if wanted:
-            torch.use_deterministic_algorithms(before[0])
-            torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,128 @@
+"""Where one fit stands, with what only the loop needs to know."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_wrapper.trainer.callbacks import Run
+from vision_wrapper.trainer.checks import not_finite
+from vision_wrapper.trainer.parts import Agreement, Parts
+from vision_wrapper.trainer.passes import Evaluation, are_classes
+from vision_wrapper.trainer.schedules import Schedule
+
+
+@dataclass
+class Fit(Run):
+    """A `Run` with what only the loop needs to know, and the sums of the epoch under way."""
+
+    loader: Any = None
+    first_epoch: int = 0  # epochs the trainer had trained before this fit
+    schedule: Schedule | None = None
+    scheduler: Any = None
+    leader: int = 0  # the group of the optimizer whose rate the history keeps
+    own_rates: list[float] = field(default_factory=list)  # of the groups, before the schedule
+    initial_rates: list[Any] = field(default_factory=list)  # likewise, what torch's schedulers call initial_lr
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = math.inf
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch_history: bool = False
+    hooks: dict[str, list[Any]] = field(default_factory=dict)
+    # Of the epoch under way: of the batches whose losses and hits were read, and, on the device, of those since then.
+    losses: list[float] = field(default_factory=list)
+    correct: int | None = None  # None where targets are not classes
+    unread: list[Tensor] = field(default_factory=list)  # losses, of several processes this one's part of them
+    hits: list[Tensor] = field(default_factory=list)  # bool (N,) each
+    sizes: list[int] = field(default_factory=list)
+    rates: list[float | Tensor] = field(default_factory=list)
+    parts: Parts | None = None  # of several processes: this one's part of the epoch's batches
+    agreement: Agreement | None = None  # likewise
+    seconds: float = 0.0
+    epoch_random: dict[str, Any] | None = None  # at the epoch's first batch, for loaders that draw their order from it
+    resume_random: dict[str, Any] | None = None  # where a resumed run has to go on
+    pending: int = 0  # batches since the optimizer's last step
+    refuses_one: bool = False  # a batch of one, because of batch norm
+    checked: bool = False  # the first batch of this fit
+    in_step: bool = False
+    ctrl_c: bool = False  # was pressed, in this process
+    interrupted: bool = False  # what all processes know of it
+
+    def call(self, hook: str) -> None:
+        """Call what the callbacks have for this hook."""
+        for function in self.hooks[hook]:
+            function(self)
+
+    def begin_epoch(self) -> None:
+        """Forget the sums of the epoch before."""
+        self.losses, self.unread, self.hits, self.sizes, self.rates = [], [], [], [], []
+        self.samples = self.correct = 0
+
+    def window(self, accumulate: int) -> tuple[int, bool]:
+        """(batches in the window the next one is in, whether it is its last); an epoch's last may be shorter.
+
+        It may also end before it was to, where the loader's length is unknown or wrong.
+        """
+        left = accumulate
+        if self.batches is not None and self.batch < self.batches:
+            left = self.batches - (self.batch - self.pending)
+        window = min(accumulate, left)
+        return window, self.pending + 1 == window
+
+    def add_batch(self, loss: Tensor, logits: Tensor, targets: Tensor, size: int, share: float) -> None:
+        """Count a batch of that size, and keep its loss and hits, unread.
+
+        Of several processes, `size` is that of the whole batch, and `share` 0 where this one had no sample of it.
+        """
+        self.batch += 1
+        self.samples += size
+        self.sizes.append(size)
+        self.unread.append(loss if self.parts is None else loss * (share / self.trainer.processes.count))
+        if self.correct is None:
+            return
+        if not are_classes(logits, targets):
+            self.correct = None
+        elif share:
+            self.hits.append(logits.argmax(1) == targets)
+
+    def read_losses(self) -> None:
+        """Read the losses and hits since the last time: the one moment at which the device is waited for.
+
+        Raises `NonFiniteLossError` where one is not finite.
+        """
+        losses = torch.stack(self.unread).float().tolist() if self.unread else []
+        hits = int(torch.cat(self.hits).sum()) if self.hits else 0
+        self.unread, self.hits = [], []
+        gathered = self.trainer.processes.gathered((losses, hits))
+        self.losses += [sum(parts) for parts in zip(*(losses for losses, _ in gathered), strict=True)]
+        if self.correct is not None:
+            self.correct += sum(hits for _, hits in gathered)
+        for batch, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                raise not_finite(self, batch, loss)
+
+    def add_row(self, evaluation: Evaluation | None) -> dict[str, Any]:
+        """Add the epoch that was trained, and whose losses were read, to the history; return its row."""
+        self.total = self.samples
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": float(self.rates[-1]),
+            "train_loss": sum(map(operator.mul, self.losses, self.sizes)) / self.samples,
+            "train_accuracy": None if self.correct is None else self.correct / self.samples,
+            "val_loss": None if evaluation is None else evaluation.loss,
+            "val_accuracy": None if evaluation is None else evaluation.accuracy,
+            "seconds": self.seconds,
+        }
+        if self.batch_history:
+            first = len(self.history.batches)
+            self.history.batches += [
+                {"step": first + i, "epoch": self.epoch + 1, "lr": float(rate), "loss": loss}
+                for i, (rate, loss) in enumerate(zip(self.rates, self.losses, strict=False))
+            ]
+        self.history.rows.append(row)
+        return row

@@ -1,0 +1,114 @@
+"""Passes in eval mode: loss and accuracy, and the logits of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vision_wrapper._state import preserve_mode, preserve_order
+from vision_wrapper.data import Loader
+from vision_wrapper.data.check import does_not_take, shuffles
+from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
+from vision_wrapper.evaluation import Predictions
+from vision_wrapper.trainer.checks import check_pair, no_batch, out_of_memory
+from vision_wrapper.trainer.parts import evaluated_batches, interleaved
+from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import Trainer
+
+
+class Evaluation(NamedTuple):
+    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes."""
+
+    loss: float
+    accuracy: float | None
+    correct: int | None
+    total: int
+
+
+def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
+    """See `Trainer.evaluate`."""
+    loss_fn = trainer.loss_fn
+    losses, hits, sizes, classes = [], [], [], True
+    with preserve_mode(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext():
+        for logits, targets in _forward_pass(trainer, loader):
+            losses.append(_loss(loss_fn, logits, targets))
+            classes = classes and are_classes(logits, targets)
+            if classes:
+                hits.append((logits.argmax(1) == targets).sum())
+            sizes.append(len(targets))
+    means = torch.stack(losses).tolist() if losses else []
+    correct = int(torch.stack(hits).sum()) if classes and hits else 0
+    gathered = trainer.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
+    # In the loader's order: the sum does not depend on the number of processes.
+    batches = interleaved([batches for batches, _, _ in gathered])
+    total = sum(size for _, size in batches)
+    if not total:
+        raise no_batch()
+    loss = sum(mean * size for mean, size in batches) / total
+    if not all(classes for _, _, classes in gathered):
+        return Evaluation(loss, None, None, total)
+    correct = sum(correct for _, correct, _ in gathered)
+    return Evaluation(loss, correct / total, correct, total)
+
+
+def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
+    """See `Trainer.predict`."""
+    views = views_of(tta)
+    if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
+        raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
+    parts = list(_forward_pass(trainer, loader, views))
+    if trainer.processes.count > 1:
+        own = [(logits.cpu(), targets.cpu()) for logits, targets in parts]
+        parts = interleaved(trainer.processes.gathered(own))
+    if not parts:
+        raise no_batch()
+    logits = torch.cat([part[0] for part in parts]).cpu()
+    targets = torch.cat([part[1] for part in parts]).cpu()
+    if not isinstance(loader, Loader):
+        return Predictions(logits, targets, torch.arange(len(targets)))
+    indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
+    return Predictions(logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess)
+
+
+def are_classes(logits: Tensor, targets: Tensor) -> bool:
+    """Whether targets are one class a sample, so that hits can be counted."""
+    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+
+
+def _forward_pass(
+    trainer: Trainer, loader: Any, views: Sequence[View] = (AS_IT_IS,)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) of each batch on the device, in eval mode, without gradients."""
+    model = trainer.model
+    with preserve_mode(model), preserve_order(loader):
+        model.eval()
+        trainer.processes.broadcast(model.buffers())  # batch norm's are of each process's own batches
+        for batch in evaluated_batches(trainer, loader):
+            inputs, targets = trainer._prepare(*check_pair(batch))
+            try:
+                with torch.inference_mode(), trainer._autocast:
+                    logits = averaged_logits(trainer._network, inputs, views)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(loader) from error
+            except VisionWrapperError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                raise DataError(str(does_not_take(model, inputs, error))) from error
+            yield logits, targets
+
+
+def _loss(loss_fn: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():  # a loss may have parameters of its own
+            return loss_fn(logits, targets)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) "
+            f"failed: {error} Are there targets that are no class of the model?"
+        ) from error
