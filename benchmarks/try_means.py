@@ -10,8 +10,6 @@ FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page not
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +19,11 @@ from typing import Any
 import numpy as np
 import winograd
 from measure import filled
-from measure_recipes import PAGE, RECORDS, record_of
+from measure_recipes import PAGE, RECORDS, digest, note_start, record_of
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
-from vision_wrapper.recipes import RECIPES, Recipe, evidence
+from vision_wrapper.recipes import Recipe
 from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
 
@@ -51,23 +49,29 @@ class Study:
         return f"{self.trained:,} and {self.judged:,} of CIFAR-10's training images"
 
 
-# What custom-resnet-fast was at first.
-FIRST = RECIPES["custom-resnet-page"].changed(
-    name="trial",
+# What custom-resnet-fast was at first, written out: a change of a recipe is none of the trials.
+FIRST = Recipe(
+    "trial",
+    "A narrow custom ResNet with Nesterov SGD.",
     data="",
     model_args={"widths": NARROW},
+    head_scale=0.125,
+    optimizer="sgd",
     lr=0.5,
+    optimizer_args={"momentum": 0.9, "nesterov": True},
+    groups={"weight_decay": 5e-4},
+    schedule="one_cycle",
     schedule_args={"max_lr": 0.5, "min_lr": 0.02, "final_lr": 0.0, "peak_epoch": 2},
     epochs=10,
     augment="crop_alternating_flip",
-    augment_args={},
     label_smoothing=0.2,
+    drop_last=True,
     tta="flip_shift",
-    expected=None,
 )
 _MUON = {"optimizer": "muon", "optimizer_args": {}}
-# Muon's rate falls from the first step, as in airbench; that of norms, biases and the head stays SGD's.
+# Muon's rate falls from the first step, as in airbench; norms and biases have it too, the head keeps SGD's.
 _MUON_LINEAR = {**_MUON, "schedule": "linear", "schedule_args": {}}
+_MUON_08 = {**_MUON_LINEAR, "groups": {"body_lr": 0.08, "weight_decay": 5e-4}}
 _SHORT = FIRST.changed(batch_size=128, epochs=6, ema=0.99)
 _SHORT_MUON = {**_MUON, "schedule_args": {**_SHORT.schedule_args, "max_lr": 0.24, "min_lr": 0.01}}
 _CUTOUT = {"augment": "crop_alternating_flip_cutout", "augment_args": {"hole_size": 8}}
@@ -118,7 +122,18 @@ STUDIES = {
         FIRST,
         {
             "as it is": {},
-            "Muon, filters 0.08": {**_MUON_LINEAR, "groups": {"body_lr": 0.08, "weight_decay": 5e-4}},
+            "Muon, filters 0.08": _MUON_08,
+            "Muon, filters 0.08, norms and biases 0.5": {
+                **_MUON_LINEAR,
+                "groups": {"body_lr": 0.08, "norms_biases_lr": 0.5, "weight_decay": 5e-4},
+            },
+            "Muon, filters 0.16": {**_MUON_LINEAR, "groups": {"body_lr": 0.16, "weight_decay": 5e-4}},
+            "Muon, filters 0.08, Dirac initialisation": {
+                **_MUON_08,
+                "model_args": {"widths": NARROW, "init": "dirac"},
+            },
+            "Muon, filters 0.08, cutout": {**_MUON_08, **_CUTOUT},
+            "Muon, filters 0.08, CELU": {**_MUON_08, "model_args": {"widths": NARROW, "activation": "celu"}},
         },
     ),
 }
@@ -133,23 +148,26 @@ def training_images_alone(study: Study, folder: str, cache: str) -> data.ImageDa
     return data.ImageData("cifar10's training images", train, judged, images.classes)
 
 
+def all_runs() -> list[dict[str, Any]]:
+    """All records, those of trials that are no more, or are others now, too."""
+    return read_json(TRIALS)["runs"] if TRIALS.exists() else []
+
+
 def kept_runs() -> list[dict[str, Any]]:
     """The records of trials as they are now defined."""
-    kept = read_json(TRIALS) if TRIALS.exists() else {"runs": []}
-    return [run for run in kept["runs"] if run["settings"] == settings_of(run["study"], run["trial"])]
+    return [run for run in all_runs() if run["settings"] == settings_of(run["study"], run["trial"])]
 
 
 def settings_of(study: str, trial: str) -> str | None:
     """A digest of what a trial runs; None for one that is no more."""
     if study not in STUDIES or trial not in STUDIES[study].trials:
         return None
-    settings = evidence.settings_of(STUDIES[study].plan(trial))
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return digest(STUDIES[study].plan(trial))
 
 
 def keep(record: dict[str, Any]) -> None:
     settings = settings_of(record["study"], record["trial"])
-    write_json(TRIALS, {"runs": [*kept_runs(), {**record, "settings": settings}]})
+    write_json(TRIALS, {"runs": [*all_runs(), {**record, "settings": settings}]})
     write_page()
 
 
@@ -178,8 +196,8 @@ def generated(study: str) -> Iterator[str]:
         differences = [values[seed] - base[seed] for seed in common]
         said = "" if name == "as it is" else difference(differences, STUDIES[study].judged)
         yield f"| {name} | {mean:.2f} | {said} | {len(values)} |"
-    for hardware in sorted({run["hardware"] for run in runs}):
-        yield f"\n{hardware}; torch {runs[-1]['torch']}; [records](evidence/trials.json)"
+    for hardware, version in sorted({(run["hardware"], run["torch"]) for run in runs}):
+        yield f"\n{hardware}; torch {version}; [records](evidence/trials.json)"
 
 
 def difference(values: list[float], judged: int) -> str:
@@ -202,11 +220,13 @@ def run_all(options: argparse.Namespace) -> None:
                 if any((run["study"], run["trial"], run["seed"]) == (options.study, name, seed) for run in kept_runs()):
                     continue
                 print(f"{options.study}: {name}, seed {seed}", flush=True)
-                out = Path(options.out) / options.study / name.replace(" ", "-") / f"seed-{seed}"
-                result = recipes.run(study.plan(name), images, out=out, callbacks=[EpochLog()], seed=seed)
+                plan = study.plan(name)
+                out = Path(options.out) / options.study / digest(plan) / f"seed-{seed}"
+                note_start(out, how)
+                result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
                 if not result.finished:
                     raise SystemExit("Interrupted: the same command goes on.")
-                keep({"study": options.study, "trial": name, **record_of(result, study.data, how)})
+                keep({"study": options.study, "trial": name, **record_of(result, study.data)})
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +206,7 @@ def test_the_page_is_what_the_records_say(measure_recipes):
         if recipe.expected is not None:
             assert f"| {100 * recipe.expected.accuracy:.2f}" in page
             assert f"measured: {100 * recipe.expected.accuracy:.2f}" in said
+            assert f"measured on: {recipe.expected.data}; {recipe.expected.hardware}; version" in said
 
 
 def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatch, tmp_path):
@@ -228,6 +231,54 @@ def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatc
     monkeypatch.setitem(RECIPES, "quickstart", recipe.changed(lr=0.02))  # other settings: the records are of another
     assert measure_recipes.records_of(RECIPES["quickstart"]) == []
     assert list(measure_recipes.missing(["quickstart"], 1)) == [(RECIPES["quickstart"], 0)]
+
+
+def test_a_recipe_that_fails_does_not_keep_the_others_from_being_measured(measure_recipes, monkeypatch, capsys):
+    def measure(recipe, seed, *_):
+        if recipe.name == "quickstart":
+            raise SettingError("The LR finder has no suggestion.")
+        measured.append((recipe.name, seed))
+
+    measured = []
+    monkeypatch.setattr(measure_recipes, "measure", measure)
+    monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [])
+    monkeypatch.setattr(measure_recipes, "sources", lambda *_: {"digits": "digits", "cifar10": None})
+    names = ["quickstart", "speedrun", "folder"]
+    monkeypatch.setattr(sys, "argv", ["measure_recipes.py", *names, "--seeds", "2"])
+    with pytest.raises(SystemExit, match=r"^Not measured: quickstart\.$"):
+        measure_recipes.main()
+    assert measured == [("speedrun", 0), ("speedrun", 1)]
+    said = capsys.readouterr().out
+    assert "quickstart, seed 1: The LR finder has no suggestion." in said and "folder: needs --photos" in said
+
+
+def test_random_weights_are_not_measured_as_pretrained_ones(measure_recipes, monkeypatch, tmp_path):
+    def run(*_, **__):
+        warnings.warn("Training begins from random weights, which takes many more images", stacklevel=1)
+
+    monkeypatch.setattr(recipes, "run", run)
+    with pytest.raises(UserWarning, match="random weights"):
+        measure_recipes.measure(RECIPES["folder"], 0, "photos", SimpleNamespace(out=tmp_path), "")
+
+
+def test_a_record_names_all_that_its_run_was_started_on(measure_recipes, monkeypatch, tmp_path):
+    machine = {"processor": "CPU", "cores": 2, "threads": 1, "vision_wrapper": "1", "torch": "2", "commit": "abc"}
+    for gpu in (None, None, "some GPU"):
+        monkeypatch.setattr(measure_recipes, "machine", lambda gpu=gpu: {**machine, "gpu": gpu})
+        measure_recipes.note_start(tmp_path / "seed-0", ", by hand")
+    assert measure_recipes._made_on(tmp_path / "seed-0") == {
+        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, by hand", "version": "1", "torch": "2", "commit": "abc",
+    }  # fmt: skip
+
+
+def test_the_digest_is_of_what_decides_a_run(measure_recipes, monkeypatch):
+    recipe = RECIPES["custom-resnet-fast"]
+    found = measure_recipes.digest(recipe)
+    assert found == measure_recipes.digest(recipe.changed(expected=None, goal=None, seed=3, name="other"))
+    assert found != measure_recipes.digest(recipe.changed(lr=0.3))
+    settings_of = evidence.settings_of
+    monkeypatch.setattr(evidence, "settings_of", lambda recipe: {**settings_of(recipe), "later": None})
+    assert found == measure_recipes.digest(recipe)
 
 
 def test_a_part_of_cifar10_is_not_measured_on(measure_recipes, image_folder, tmp_path):

@@ -129,6 +129,10 @@ def test_what_counts_in_epochs_keeps_its_share():
     assert RECIPES["folder"].changed(epochs=20).freeze_epochs == 4
     patience = [RECIPES["resnet18-layernorm"].changed(epochs=n).schedule_args["patience"] for n in (80, 40, 8)]
     assert patience == [6, 3, 1]
+    recipe = RECIPES["custom-resnet-adam"].changed(lr=0.01)  # 24 epochs
+    warm_up = [recipe.changed(schedule="warm_up").changed(epochs=n).schedule_args["warm_up_epochs"] for n in (12, 48)]
+    assert warm_up == [2.5, 10.0]  # 5 by default
+    assert recipe.changed(schedule="plateau").changed(epochs=12).schedule_args["patience"] == 5
 
 
 def test_other_epochs_with_other_arguments_still_scale_the_rest():

@@ -235,6 +235,8 @@ def recipes() -> None:
     for recipe, row in zip(RECIPES.values(), evidence.rows(RECIPES), strict=True):
         typer.echo(f"{recipe.name}: {recipe.description}")
         known = {name: value for name, value in row.items() if name != "recipe" and value != "–"}
+        if recipe.expected is not None:
+            known["measured on"] = evidence.provenance(recipe.expected)
         typer.echo("".join(f"    {name}: {value}\n" for name, value in known.items()))
 
 

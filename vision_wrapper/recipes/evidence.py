@@ -80,6 +80,11 @@ def rows(recipes: Mapping[str, Recipe]) -> list[dict[str, str]]:
     return [_row(recipe) for recipe in recipes.values()]
 
 
+def provenance(found: Expected) -> str:
+    """What the figures of a recipe were measured on."""
+    return f"{found.data}; {found.hardware}; version {found.version}"
+
+
 def _row(recipe: Recipe) -> dict[str, str]:
     found, goal = recipe.expected, recipe.goal
     row = {

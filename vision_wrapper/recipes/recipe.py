@@ -221,6 +221,10 @@ class Recipe:
     def _scaled(self, epochs: int) -> dict[str, Any]:
         """What counts in epochs, for another number of them."""
         share, arguments = epochs / self.epochs, dict(self.schedule_args)
+        if self.schedule is not None:  # the defaults count in epochs too
+            parameters = _parameters(SCHEDULES[self.schedule])
+            counted = [name for name in ("warm_up_epochs", "patience") if name in parameters]
+            arguments = {**{name: parameters[name].default for name in counted}, **arguments}
         for name in ("peak_epoch", "warm_up_epochs"):
             if arguments.get(name) is not None:
                 arguments[name] = arguments[name] * share
