@@ -16,7 +16,8 @@
 # looked at in each of them.
 #
 # On Colab choose *Runtime > Change runtime type > T4 GPU* first. Turn this script into a notebook with
-# `jupytext --to notebook cifar10_assignment.py`.
+# `jupytext --to notebook cifar10_assignment.py`. Before the package is on PyPI, `pip wheel --no-deps .` in a clone
+# makes a file to upload, whose name the next cell then takes.
 
 # %%
 # %pip install -q vision-wrapper
@@ -39,7 +40,8 @@ DATA = "digits" if QUICK else os.environ.get("CIFAR10", "cifar10")  # a folder o
 EPOCHS, PEAK_EPOCH = (2, 0.5) if QUICK else (24, 5)
 BATCH_SIZE = 64 if QUICK else 512
 WIDTHS = (8, 16, 32, 64) if QUICK else (64, 128, 256, 512)
-RUN = Path(os.environ.get("RUN", "runs/assignment"))  # on Colab a folder of Google Drive outlives the session
+# On Colab a folder of Google Drive outlives the session.
+RUN = Path(os.environ.get("RUN", "runs/assignment-quick" if QUICK else "runs/assignment"))
 
 RUN.mkdir(parents=True, exist_ok=True)
 vw.seed_everything(1)
@@ -88,7 +90,11 @@ viz.plot_lr_curve(curve)
 # annihilation: it ends at the rate it began with.
 
 # %%
-LRMAX = curve.suggestion
+found = RUN / "lr_max.txt"  # a run that goes on needs the rate it began with; on a GPU the finder may say another
+if not found.exists():
+    assert curve.suggestion is not None, curve.reason
+    found.write_text(f"{curve.suggestion}")
+LRMAX = float(found.read_text())
 schedule = schedules.one_cycle(max_lr=LRMAX, min_lr=LRMAX / 10, peak_epoch=PEAK_EPOCH, annihilate=False)
 viz.plot_schedule(schedule, epochs=EPOCHS, steps_per_epoch=len(loaders.train))
 
@@ -101,6 +107,7 @@ history = trainer.fit(
     loaders.train, loaders.test, epochs=EPOCHS, schedule=schedule, checkpoint=RUN / "last.ckpt", batch_history=True
 )
 history.to_csv(RUN / "history.csv")
+assert not trainer.interrupted, "Run this cell again: it goes on."
 
 # %%
 viz.plot_history(history)

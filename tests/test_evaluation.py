@@ -234,6 +234,8 @@ def test_what_goes_in():
     assert p.logits.dtype == torch.float32 and not p.logits.requires_grad
     assert p.targets.dtype == p.indices.dtype == torch.int64
     assert p.classes == ("0", "1") and p.indices.tolist() == [0, 1, 2] and len(p) == 3
+    backwards = Predictions(np.eye(3, dtype=np.float32)[::-1], np.arange(3)[::-1])  # of which torch makes no tensor
+    assert backwards.accuracy() == 1
     empty = Predictions(torch.zeros(0, 3), torch.zeros(0))
     assert empty.accuracy() == empty.calibration().ece == empty.top_k_accuracy(2) == 0
     assert empty.accuracy_interval() == (0, 1)

@@ -1,4 +1,4 @@
-"""A fit at its edges: loaders of unknown length, rates of groups, interruptions, losses of one's own."""
+"""A fit at its edges: loaders of unknown length, rates of groups, some of the parameters, losses of one's own."""
 
 import functools
 import signal
@@ -8,9 +8,8 @@ import torch
 from test_trainer import batches_of, equal, make, weights
 from torch import nn
 
-import vision_wrapper as vw
 from vision_wrapper import data, models
-from vision_wrapper.errors import CheckpointError, DamagedFileError, SettingError
+from vision_wrapper.errors import CheckpointError, SettingError
 from vision_wrapper.trainer import Callback, Trainer, schedules
 
 # ---- loaders whose length is unknown or wrong
@@ -156,6 +155,23 @@ def test_what_torch_noted_of_the_users_own_scheduler_stays(images):
     assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.01
 
 
+@pytest.mark.parametrize("arguments", [{}, {"final_lr": 0.0}, {"annihilate": False}, {"anneal": "cos"}])
+def test_a_cycle_leaves_the_rate_it_ends_at(images, arguments):
+    """torch's own goes on past its end, to a rate below 0, which would climb the loss in the next fit."""
+    trainer, loaders = with_groups(images, lr=0.01, body=0.001)
+    cycle = schedules.one_cycle(0.01, peak_epoch=0.5, **arguments)
+    ended = trainer.fit(loaders.train, epochs=2, schedule=cycle)["lr"][-1]
+    body, head = (group["lr"] for group in trainer.optimizer.param_groups)
+    assert head == ended >= 0 and body == pytest.approx(head / 10)
+    if not ended:
+        with pytest.raises(SettingError, match="all 0"):
+            trainer.fit(loaders.train, epochs=1, schedule=cycle)
+        return
+    trainer.fit(loaders.train, epochs=2, schedule=schedules.one_cycle(0.02, peak_epoch=1, annihilate=False))
+    body, head = (group["lr"] for group in trainer.optimizer.param_groups)
+    assert head == pytest.approx(0.02 / 25) and body == pytest.approx(head / 10)
+
+
 def halving(optimizer):
     """A scheduler of somebody's own, which notes nothing in the optimizer."""
 
@@ -236,141 +252,52 @@ def test_extending_in_the_same_process_is_extending_in_a_new_one(images, tmp_pat
     assert rates[0] == rates[1] and rates[0][-1] > 0
 
 
-# ---- the ends of a fit
+def test_extending_a_scheduler_that_counts_nowhere(images, tmp_path):
+    def fit(epochs, **arguments):
+        trainer, loaders = with_groups(images)
+        return trainer.fit(loaders.train, epochs=epochs, schedule=halving, **arguments)["lr"]
+
+    fit(1, checkpoint=tmp_path / "last.ckpt")
+    assert fit(3, checkpoint=tmp_path / "last.ckpt", extend=True) == fit(3)
 
 
-class Breaks(Callback):
-    def on_fit_end(self, run):
-        raise RuntimeError("a hook of my own")
+# ---- some of the parameters, a scaler
 
 
-def test_a_hook_that_raises_at_the_end_leaves_nothing_open(images):
-    trainer, loaders = make(images, ema=0.9, callbacks=[Breaks()])
-    before = set(vars(trainer.optimizer))
-    with pytest.raises(RuntimeError, match="of my own"):
-        trainer.fit(loaders.train, epochs=1, schedule=schedules.cosine())
-    assert trainer._average is None and set(vars(trainer.optimizer)) == before and trainer.epochs_trained == 1
+def test_gradients_of_parameters_that_are_not_optimized_are_not_clipped_with(images):
+    """They are never put to 0, and would make the norm larger with every step."""
+
+    def head_after(frozen):
+        trainer, loaders = make(images)
+        model = trainer.model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not frozen or name.startswith("fc"))
+        alone = Trainer(model, torch.optim.SGD(model.fc.parameters(), lr=0.1), callbacks=[], clip_norm=0.1)
+        alone.fit(loaders.train, epochs=2)
+        return model.fc.weight
+
+    assert torch.equal(head_after(frozen=False), head_after(frozen=True))
 
 
-class Opens(Callback):
-    def on_fit_start(self, run):
-        self.opened = True
+def test_a_step_that_an_error_cuts_short_does_not_spoil_the_next_fit(images):
+    def make_scaled():
+        trainer, _ = make(images, precision="fp32", clip_norm=1.0)
+        trainer._scaler = torch.amp.GradScaler("cpu")
+        trainer._optimizer_step = functools.partial(trainer._scaler.step, trainer.optimizer)
+        return trainer
 
-    def on_fit_end(self, run):
-        assert self.opened
+    def fails(*_, **__):
+        raise MemoryError("no room")
 
-
-def test_a_fit_that_does_not_begin_does_not_end(images):
-    trainer, loaders = make(images, callbacks=[Opens()])
-    with pytest.raises(SettingError, match="peak_epoch"):
-        trainer.fit(loaders.train, epochs=3, schedule=schedules.one_cycle(0.1, peak_epoch=5))
-
-
-class InterruptedAfter:
-    """A loader during whose end Ctrl-C comes, as while its processes end."""
-
-    def __init__(self, images, times=1):
-        self.batches, self.times = batches_of(images), times
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        yield from self.batches
-        if self.times:
-            self.times -= 1
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_ctrl_c_after_the_last_batch_keeps_the_epoch(images, tmp_path):
-    path = tmp_path / "last.ckpt"
-    calm, _ = make(images)
-    calm.fit(InterruptedAfter(images, times=0), epochs=2)
-    trainer, _ = make(images)
-    trainer.fit(InterruptedAfter(images), epochs=2, checkpoint=path)
-    assert trainer.interrupted and path.exists()
-    trainer, _ = make(images)
-    assert len(trainer.fit(InterruptedAfter(images, times=0), epochs=2, checkpoint=path)) == 2
+    trainer, calm = make_scaled(), make_scaled()
+    step, trainer.optimizer.step = trainer.optimizer.step, fails
+    with pytest.raises(MemoryError):
+        trainer.fit(batches_of(images), epochs=1)
+    trainer.optimizer.step = step
+    trainer.model.load_state_dict(calm.model.state_dict())  # the failed step has moved batch norm's statistics
+    trainer.fit(batches_of(images), epochs=1)
+    calm.fit(batches_of(images), epochs=1)
     assert equal(weights(trainer), weights(calm))
-
-
-class Draws(Callback):
-    """Draws from torch's generator before each epoch."""
-
-    def on_epoch_start(self, run):
-        torch.rand(3)
-
-
-def test_a_callback_that_draws_before_an_epoch_resumes_exactly(images, tmp_path):
-    calm, loaders = make(images, dropout=0.3, callbacks=[Draws()])
-    calm.fit(loaders.train, epochs=2)
-    for at in (8, 100):
-        trainer, loaders = make(images, dropout=0.3, callbacks=[Draws(), CtrlC(at)])
-        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "last.ckpt")
-    assert equal(weights(trainer), weights(calm))
-
-
-@pytest.mark.parametrize("stop", [None, 2, 5])
-def test_an_extended_run_of_a_plain_dataloader_is_the_straight_one(tmp_path, stop):
-    """With schedule=None, more epochs are as if they had been asked for at once."""
-    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
-
-    def fit(epochs, callbacks=(), **arguments):
-        vw.seed_everything(5)
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=list(callbacks))
-        trainer.fit(loader, epochs=epochs, **arguments)
-        return weights(trainer)
-
-    checkpoint = tmp_path / "last.ckpt"
-    fit(1, checkpoint=checkpoint)
-    if stop is not None:
-        fit(3, [CtrlC(stop)], checkpoint=checkpoint, extend=True)
-    assert equal(fit(3, checkpoint=checkpoint, extend=True), fit(3))
-
-
-def test_a_callback_that_draws_resumes_a_plain_dataloader_exactly(tmp_path):
-    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
-
-    def fit(at=100, **arguments):
-        vw.seed_everything(5)
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Draws(), CtrlC(at)])
-        trainer.fit(loader, epochs=3, **arguments)
-        return weights(trainer)
-
-    fit(6, checkpoint=tmp_path / "last.ckpt")
-    assert equal(fit(checkpoint=tmp_path / "last.ckpt"), fit())
-
-
-class Refuses(Callback):
-    def load_state_dict(self, state):
-        raise ValueError("not mine")
-
-    def state_dict(self):
-        return {"mine": 1}
-
-
-def test_a_checkpoint_that_is_refused_changes_nothing(images, tmp_path):
-    trainer, loaders = make(images, ema=0.9, callbacks=[Refuses()])
-    trainer.fit(loaders.train, epochs=2, schedule=schedules.cosine(), checkpoint=tmp_path / "last.ckpt")
-    other, loaders = make(images, ema=0.9, callbacks=[Refuses()])
-    before, rate = weights(other), other.optimizer.param_groups[0]["lr"]
-    with pytest.raises(DamagedFileError, match="not mine"):
-        other.fit(loaders.train, epochs=2, schedule=schedules.cosine(), checkpoint=tmp_path / "last.ckpt")
-    assert other.epochs_trained == 0 and other._average is None
-    assert equal(weights(other), before) and other.optimizer.param_groups[0]["lr"] == rate
-
-
-def test_loading_a_fits_checkpoint_is_what_the_fit_left(images, tmp_path):
-    trainer, loaders = make(images, ema=0.9)
-    trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "last.ckpt")
-    other, _ = make(images)
-    other.load(tmp_path / "last.ckpt")
-    assert other.epochs_trained == trainer.epochs_trained == 2
-    assert equal(weights(other), weights(trainer))
 
 
 # ---- losses of one's own

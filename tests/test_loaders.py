@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 import random
 import subprocess
 import sys
@@ -387,6 +388,14 @@ def test_preprocess_takes_what_a_raw_image_comes_as():
     assert torch.equal(to_rgb(grey)[0], to_rgb(grey)[2]) and to_rgb(torch.from_numpy(rgb)).shape == (3, 8, 8)
     assert torch.equal(to_grey(rgb), to_grey(Image.fromarray(rgb).convert("L")))
     assert torch.equal(to_rgb.batch([rgb, grey])[0], to_rgb(rgb))
+
+
+def test_preprocess_goes_to_another_process_without_what_it_keeps_on_a_device():
+    """Memory of MPS, or of CUDA under Windows, cannot be sent to a worker."""
+    preprocess = Preprocess(8, 3, (0.5,) * 3, (0.25,) * 3)
+    preprocess.normalise(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="meta"))
+    arrived = pickle.loads(pickle.dumps(preprocess))
+    assert arrived == preprocess and vars(arrived).keys() == {"size", "channels", "mean", "std"}
 
 
 def test_describe_tells_runs_apart(tiny):

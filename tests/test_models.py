@@ -19,7 +19,7 @@ from vision_wrapper.errors import (
     UnknownNameError,
 )
 from vision_wrapper.models import MODELS, build_model
-from vision_wrapper.models.layers import ACTIVATIONS, NORMS, GhostBatchNorm
+from vision_wrapper.models.layers import ACTIVATIONS, NORMS, GhostBatchNorm, GlobalMaxPool
 
 PARAMETERS = {"custom_resnet": 6_573_130, "resnet18": 11_173_962, "resnet34": 21_282_122, "whitened_convnet": 1_972_514}
 SMALL = {"widths": (4, 8, 8, 8)}
@@ -32,6 +32,20 @@ def count(model):
 
 def states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_global_maximum_is_torchs_with_its_gradient(channels_last):
+    images = torch.randn(3, 5, 4, 6).round(decimals=1).relu()  # with ties
+    images[0] = 0
+    found = []
+    for pool in (GlobalMaxPool(), nn.AdaptiveMaxPool2d(1)):
+        x = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        y = pool(x.requires_grad_())
+        (y * torch.arange(5).view(5, 1, 1)).sum().backward()
+        found.append((y.detach(), x.grad))
+    (ours, our_gradient), (theirs, their_gradient) = found
+    assert ours.shape == (3, 5, 1, 1) and torch.equal(ours, theirs) and torch.equal(our_gradient, their_gradient)
 
 
 @pytest.mark.parametrize("name", MODELS)

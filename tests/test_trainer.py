@@ -509,6 +509,29 @@ def test_a_refused_schedule_leaves_the_optimizer_alone(images, schedule, words):
 # ---- the same run
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"body_lr": 0.02}, "the groups' rates"), ({"weight_decay": 0.3}, "groups: .*weight_decay"), ({}, None)],
+)
+@pytest.mark.parametrize("schedule", [None, schedules.one_cycle(0.1, peak_epoch=0.5)])
+def test_other_groups_of_the_optimizer_are_another_run(images, tmp_path, changes, words, schedule):
+    def fit(**changes):
+        vw.seed_everything(3)
+        model = models.CustomResNet(3, widths=(4, 4, 8, 8))
+        groups = models.parameter_groups(model, lr=0.1, **{"body_lr": 0.01, "weight_decay": 0.1, **changes})
+        trainer = Trainer(model, torch.optim.SGD(groups, lr=0.1), callbacks=[], device="cpu")
+        trainer.fit(batches_of(images), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")
+        trainer.fit(batches_of(images), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")  # the cell once more
+        return weights(trainer)
+
+    first = fit()
+    if words is None:
+        assert equal(first, fit())
+    else:
+        with pytest.raises(OtherRunError, match=words):
+            fit(**changes)
+
+
 @pytest.mark.parametrize("other", ["loss", "weights of the loss", "data", "batches"])
 def test_another_run_is_refused_before_anything_changes(images, tmp_path, other):
     batches = batches_of(images)

@@ -260,6 +260,12 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
+        for key in value:
+            if not (key is None or isinstance(key, (bool, int, float, str))):
+                raise CheckpointError(
+                    f"{name or 'the value'} has the key {key!r}, a {type(key).__name__}, which a checkpoint cannot "
+                    "hold. Use numbers and strings as keys."
+                )
         return {"dict": [[k, _encode(v, tensors, f"{name}.{k}".lstrip("."))] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
         items = [_encode(v, tensors, f"{name}.{i}".lstrip(".")) for i, v in enumerate(value)]

@@ -222,7 +222,7 @@ class Predictions:
         source: Split | None = None,
         preprocess: Preprocess | None = None,
     ):
-        self.logits = torch.as_tensor(logits).detach().to("cpu", torch.float32)
+        self.logits = _tensor(logits).detach().to("cpu", torch.float32)
         if self.logits.ndim != 2 or self.logits.shape[1] < 1:
             raise DataError(f"logits must be (samples, classes), got shape {tuple(self.logits.shape)}.")
         count, num_classes = self.logits.shape
@@ -522,8 +522,13 @@ def checked_temperature(temperature: Any) -> float:
     return float(temperature)
 
 
+def _tensor(values: Any) -> Tensor:
+    """Of an array that is read backwards torch makes none."""
+    return torch.as_tensor(values.copy() if isinstance(values, np.ndarray) else values)
+
+
 def _whole_numbers(what: str, values: Any, count: int) -> Tensor:
-    tensor = torch.as_tensor(values).detach().cpu()
+    tensor = _tensor(values).detach().cpu()
     if tensor.shape != (count,):
         raise DataError(f"{what} must be one a row of the logits, ({count},), got shape {tuple(tensor.shape)}.")
     if count and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):

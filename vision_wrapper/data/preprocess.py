@@ -119,6 +119,10 @@ class Preprocess:
             return from_pil(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image), self.channels)
         return image
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is kept on a device, which may not go to another process."""
+        return Preprocess, (self.size, self.channels, self.mean, self.std)
+
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """1 / (255 * std) and -mean / std, each (C,), kept on the device they were last used on."""
         kept = self.__dict__.get("_kept")

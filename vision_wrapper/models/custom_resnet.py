@@ -13,6 +13,7 @@ from vision_wrapper.models.layers import (
     ACTIVATIONS,
     NORMS,
     Activation,
+    GlobalMaxPool,
     NormLayer,
     check_classes_and_channels,
     check_init,
@@ -91,7 +92,7 @@ class CustomResNet(nn.Module):
         self.layer1 = nn.Sequential(conv_block(w0, w1, *kind, halve=True), Residual(w1, *kind, activation_after_add))
         self.layer2 = conv_block(w1, w2, *kind, halve=True)
         self.layer3 = nn.Sequential(conv_block(w2, w3, *kind, halve=True), Residual(w3, *kind, activation_after_add))
-        self.pool = nn.AdaptiveMaxPool2d(1) if pool == "max" else nn.AdaptiveAvgPool2d(1)
+        self.pool = GlobalMaxPool() if pool == "max" else nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(w3, num_classes)
         if init == "dirac":

@@ -39,6 +39,17 @@ class GhostBatchNorm(nn.BatchNorm2d):
         return torch.cat(parts)
 
 
+class GlobalMaxPool(nn.Module):
+    """The largest value of each map: (N, C, H, W) to (N, C, 1, 1).
+
+    As `nn.AdaptiveMaxPool2d(1)`, whose gradient torch refuses on CUDA where algorithms are to be deterministic.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        return F.max_pool2d(x, x.shape[2:])
+
+
 class BiasedBatchNorm(nn.BatchNorm2d):
     """Batch norm that learns a shift and no scale, which stays 1, and forgets its statistics quickly.
 

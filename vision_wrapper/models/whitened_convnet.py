@@ -15,6 +15,7 @@ from vision_wrapper.models.layers import (
     ACTIVATIONS,
     NORMS,
     Activation,
+    GlobalMaxPool,
     NormLayer,
     check_classes_and_channels,
     check_init,
@@ -76,7 +77,7 @@ class WhitenedConvNet(nn.Module):
         self.block1 = _block(self.whiten.filters, widths[0], make_norm, make_activation)
         self.block2 = _block(widths[0], widths[1], make_norm, make_activation)
         self.block3 = _block(widths[1], widths[2], make_norm, make_activation)
-        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.pool = GlobalMaxPool()
         self.fc = nn.Linear(widths[2], num_classes)
         if init == "dirac":
             start_as_identity(self)

@@ -83,6 +83,7 @@ class Recipe:
         label_smoothing: of the cross-entropy.
         drop_last: leave out a last batch that is not full.
         precision: of the trainer.
+        deterministic: of the trainer: for an exact resume on CUDA.
         ema: of the trainer.
         accumulate: of the trainer.
         tta: test-time averaging whose accuracy is given beside the plain one, or None.
@@ -122,6 +123,7 @@ class Recipe:
     label_smoothing: float = 0.0
     drop_last: bool = False
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    deterministic: bool = False
     ema: float | None = None
     accumulate: int = 1
     tta: str | None = None
@@ -196,6 +198,7 @@ class Recipe:
             "find_lr": (bool, lambda v: True, "true or false"),
             "whiten": (bool, lambda v: True, "true or false"),
             "drop_last": (bool, lambda v: True, "true or false"),
+            "deterministic": (bool, lambda v: True, "true or false"),
         }
         for name, (kind, holds, expected) in rules.items():
             value = getattr(self, name)

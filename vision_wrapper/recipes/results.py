@@ -155,12 +155,13 @@ def _gradcam(model: nn.Module, mistakes: Mistakes, target: Literal["predicted", 
         return nothing(str(error))
 
 
-def environment(processes: int = 1) -> dict[str, Any]:
+def environment(trainer: Trainer) -> dict[str, Any]:
     """What the run was made on, without anything personal."""
     from importlib.metadata import version
 
     import torchvision
 
+    device = trainer.device
     return {
         "vision_wrapper": vision_wrapper.__version__,
         "python": platform.python_version(),
@@ -169,6 +170,6 @@ def environment(processes: int = 1) -> dict[str, Any]:
         "albumentations": version("albumentations"),  # importing it would ask the package index
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
-        "processes": processes,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": trainer.processes.count,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

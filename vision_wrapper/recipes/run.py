@@ -166,10 +166,11 @@ def _trainer(
         callbacks=callbacks,
         device=device,
         precision=plan.precision,
+        deterministic=plan.deterministic,
         ema=plan.ema,
         accumulate=plan.accumulate,
     )
-    if plan.freeze_epochs:  # before the user's: a checkpoint knows callbacks by their place
+    if plan.freeze_epochs:  # before the user's, of which one may freeze too
         trainer.callbacks.insert(0, FreezeBody(plan.freeze_epochs if pretrained else 0))
     return trainer
 
@@ -224,7 +225,7 @@ def _train(
             store_temperature(folder / "best.safetensors", loaders.val, trainer)
         val_name = "test" if loaders.val is None else "validation"
         write_predictions(folder, images, trainer.model, history, val_name, predictions, curve)
-        write_json(folder / "environment.json", environment(trainer.processes.count))
+        write_json(folder / "environment.json", environment(trainer))
         report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
         write_json(folder / "results.json", results_of(plan, loaders, history, predictions, averaged))
         report.write(folder)

@@ -65,7 +65,7 @@ def verify_resume(
         root: where named data sets are kept.
         kills: how many; one after the other at the three kinds of moments of `MOMENTS`.
         moments_seed: of the random moments.
-        settings: fields of the recipe to change.
+        settings: fields of the recipe to change; on CUDA `deterministic=True` is needed.
 
     Raises `VisionWrapperError` where the recipe cannot be trained at all.
     """

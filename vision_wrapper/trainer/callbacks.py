@@ -123,7 +123,8 @@ class ProgressBar(Callback):
         """Open the bar at the position of the run."""
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         notebook = getattr(shell, "kernel", None) is not None  # having ipykernel imported is not being in one
-        if not (notebook or sys.stderr.isatty()) or run.batches is None:
+        terminal = getattr(sys.stderr, "isatty", bool)()  # it may be None, or something that only writes
+        if not (notebook or terminal) or run.batches is None:
             return
         if notebook:
             from tqdm.auto import tqdm

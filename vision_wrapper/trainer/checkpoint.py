@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from vision_wrapper._state import loader_states, random_states, set_loader_state
 from vision_wrapper.data import Loader
 from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
+from vision_wrapper.trainer.callbacks import Callback
 from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.history import History
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
 
 KIND = "checkpoint"
+# What of a run is kept and put back as it is.
+_AS_IT_WAS = (
+    "first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "leader", "own_rates"
+)  # fmt: skip
+# What schedules change in the groups of an optimizer.
+_SCHEDULED = {"lr", "initial_lr", "min_lr", "max_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 
 
 def save(trainer: Trainer, path: PathLike) -> None:
@@ -67,24 +75,15 @@ def write(trainer: Trainer, run: Fit) -> None:
     processes = trainer.processes.gathered(own)
     position = {
         "settings": run.settings,
-        "first_epoch": run.first_epoch,
-        "epoch": run.epoch,
-        "batch": run.batch,
-        "samples": run.samples,
-        "total": run.total,
-        "seconds": run.seconds,
-        "stop": run.stop,
+        **{name: getattr(run, name) for name in _AS_IT_WAS},
         "losses": torch.tensor(run.losses, dtype=torch.float64),
-        "sizes": run.sizes,
         "rates": [float(rate) for rate in run.rates],
         "correct": run.correct,
         "rows": run.history.rows,
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
-        "own_rates": run.own_rates,
-        "leader": run.leader,
         "average": None if trainer._average is None else trainer._average.averages,
-        "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+        "callbacks": _callback_states(trainer),
         "processes": processes,
     }
     trained = {"epochs_trained": run.first_epoch + run.epoch}
@@ -108,7 +107,8 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
             raise OtherRunError(
                 f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
             )
-        _check_same_run(run, state["run"]["settings"], extend)
+        _check_same_run(trainer, run, state["run"], extend)
+        _matched(trainer, state["run"]["callbacks"])
         _check_trainer(trainer, state, run.checkpoint)
     return state
 
@@ -117,6 +117,36 @@ def check_schedule(run: Fit) -> None:
     """Raise `CheckpointError`, before anything is trained, where the schedule's state cannot be kept."""
     if run.checkpoint is not None:
         check_savable({"schedule": run.scheduler.state_dict()})
+
+
+def check_callbacks(trainer: Trainer, run: Fit) -> None:
+    """Raise `CheckpointError`, before anything is trained, where a callback's state cannot be kept."""
+    if run.checkpoint is not None:
+        check_savable({"callbacks": _callback_states(trainer)})
+
+
+def _callback_states(trainer: Trainer) -> list[tuple[str, Any]]:
+    """(class, state) of each callback that has a state."""
+    states = [(type(callback).__qualname__, callback.state_dict()) for callback in trainer.callbacks]
+    return [(name, state) for name, state in states if state]
+
+
+def _matched(trainer: Trainer, kept: Sequence[tuple[str, Any]]) -> list[tuple[Callback, Any]]:
+    """Each kept state with its callback: the first of a class has the first state of that class.
+
+    Raises `OtherRunError` for a state whose callback is not there.
+    """
+    waiting, matched = list(trainer.callbacks), []
+    for name, state in kept:
+        callback = next((callback for callback in waiting if type(callback).__qualname__ == name), None)
+        if callback is None:
+            raise OtherRunError(
+                f"The checkpoint has the state of a {name}, which is not among the callbacks: the run would go on in "
+                "another way. Use the same callbacks, or another path."
+            )
+        waiting.remove(callback)
+        matched.append((callback, state))
+    return matched
 
 
 def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -138,7 +168,7 @@ def _all_or_nothing(trainer: Trainer, path: PathLike) -> Iterator[None]:
     try:
         with _forged_is_damaged(path):
             yield
-    except VisionWrapperError:
+    except BaseException:  # Ctrl-C too
         _restore_trainer(trainer, before)
         set_random_states(before["random"])
         raise
@@ -160,9 +190,9 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
     extended = position["settings"]["epochs"] != run.epochs
     anew = _advanced_groups(trainer, run, position) if extended and run.scheduler is not None else None
     _restore_trainer(trainer, state)
-    for name in ("first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "rates", "leader"):
+    for name in _AS_IT_WAS:
         setattr(run, name, position[name])
-    run.losses, run.correct = position["losses"].tolist(), position["correct"]
+    run.losses, run.rates, run.correct = position["losses"].tolist(), position["rates"], position["correct"]
     run.history = History(position["rows"], position["batches"])
     if anew is not None:
         for group, values in zip(trainer.optimizer.param_groups, anew, strict=True):
@@ -173,9 +203,8 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
         run.stop = None
     if trainer._average is not None:
         trainer._average.load([tensor.to(trainer.device) for tensor in position["average"]])
-    for callback, kept in zip(trainer.callbacks, position["callbacks"], strict=False):
-        if kept:
-            callback.load_state_dict(kept)
+    for callback, kept in _matched(trainer, position["callbacks"]):
+        callback.load_state_dict(kept)
     own = position["processes"][trainer.processes.rank]
     run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
     set_random_states(own["random"])  # also where no epoch is left
@@ -190,9 +219,18 @@ def _advanced_groups(trainer: Trainer, run: Fit, position: dict[str, Any]) -> li
     assert run.schedule is not None
     if run.schedule.monitor is not None:
         return None
-    for _ in range(position["schedule"]["last_epoch"]):
+    for _ in range(position["schedule"].get("last_epoch", _scheduler_steps(trainer, run, position))):
         run.scheduler.step()
     return [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+
+
+def _scheduler_steps(trainer: Trainer, run: Fit, position: dict[str, Any]) -> int:
+    """How often a scheduler that does not count has stepped until that position."""
+    assert run.schedule is not None
+    if run.schedule.every == "epoch":
+        return position["epoch"]
+    whole, begun = (math.ceil(batches / trainer.accumulate) for batches in (run.batches or 0, position["batch"]))
+    return position["epoch"] * whole + begun
 
 
 def _trainer_state(trainer: Trainer) -> dict[str, Any]:
@@ -257,6 +295,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
             "class": type(trainer.optimizer).__name__,
             **{name: repr(value) for name, value in trainer.optimizer.defaults.items()},
         },
+        "groups": [_describe_group(trainer.optimizer, group) for group in trainer.optimizer.param_groups],
         "precision": trainer.precision,
         "ema": trainer.ema,
         "clip_norm": trainer.clip_norm,
@@ -264,6 +303,18 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
         "l1": trainer.l1,
         "processes": trainer.processes.count,
     }
+
+
+def _describe_group(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, str]:
+    """What a group has of its own, but for what schedules change."""
+    defaults = {name: repr(value) for name, value in optimizer.defaults.items() if name not in _SCHEDULED}
+    return {name: repr(group[name]) for name, value in defaults.items() if name in group and repr(group[name]) != value}
+
+
+def _proportions(rates: Sequence[float]) -> list[float]:
+    """Rates in units of the highest one; schedules leave that alone."""
+    highest = max(rates, default=0.0)
+    return [float(f"{rate / highest:.6g}") for rate in rates] if highest > 0 else []
 
 
 def _describe_loader(run: Fit) -> dict[str, Any]:
@@ -295,7 +346,8 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _check_same_run(run: Fit, kept: dict[str, Any], extend: bool) -> None:
+def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend: bool) -> None:
+    kept = position["settings"]
     there, here = kept.get("epochs"), run.epochs
     longer = isinstance(there, int) and there < here
     differences = [
@@ -303,6 +355,10 @@ def _check_same_run(run: Fit, kept: dict[str, Any], extend: bool) -> None:
         for name, value in run.settings.items()
         if kept.get(name) != value and not (name == "epochs" and extend and longer)
     ]
+    if not trainer.optimizer.state:  # else another schedule may have been at work
+        rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
+        if any(rates) and _proportions(rates) != _proportions(position["own_rates"]):
+            differences.append(f"the groups' rates: {position['own_rates']} there, {rates} here")
     if differences:
         only_longer = longer and len(differences) == 1 and kept.get("epochs") != run.epochs and not extend
         hint = " To train it for more epochs, say so: extend=True." if only_longer else ""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_wrapper.trainer.callbacks import Run
+from vision_wrapper.trainer.callbacks import Callback, Run
 from vision_wrapper.trainer.checks import not_finite
 from vision_wrapper.trainer.parts import Agreement, Parts
 from vision_wrapper.trainer.passes import Evaluation, are_classes
@@ -33,6 +33,8 @@ class Fit(Run):
     checkpoint_seconds: float = math.inf
     settings: dict[str, Any] = field(default_factory=dict)
     batch_history: bool = False
+    callbacks: list[Callback] = field(default_factory=list)  # that this process calls
+    started: list[Callback] = field(default_factory=list)
     hooks: dict[str, list[Any]] = field(default_factory=dict)
     # Of the epoch under way: of the batches whose losses and hits were read, and, on the device, of those since then.
     losses: list[float] = field(default_factory=list)
@@ -57,6 +59,23 @@ class Fit(Run):
         """Call what the callbacks have for this hook."""
         for function in self.hooks[hook]:
             function(self)
+
+    def start(self) -> None:
+        """Call `on_fit_start`; whose it was called of have their `on_fit_end` called, too."""
+        for callback in self.callbacks:
+            self.started.append(callback)
+            callback.on_fit_start(self)
+
+    def end(self) -> None:
+        """Call every `on_fit_end`, also where one raises; its error is raised afterwards."""
+        errors = []
+        for callback in self.started:
+            try:
+                callback.on_fit_end(self)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def begin_epoch(self) -> None:
         """Forget the sums of the epoch before."""

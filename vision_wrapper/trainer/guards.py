@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,11 +22,15 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
 
     Of several processes none leaves the others alone: the first one waits until all have agreed.
     """
-    if threading.current_thread() is not threading.main_thread():
+    foreign = signal.getsignal(signal.SIGINT) is None  # not python's handler, which python could not put back
+    if foreign or threading.current_thread() is not threading.main_thread():
         yield
         return
+    process = os.getpid()
 
     def handle(*_: Any) -> None:
+        if os.getpid() != process:  # a loader's worker: the batches to the step's end are still needed
+            return
         if run.ctrl_c or not (run.in_step or run.trainer.processes.count > 1):
             raise KeyboardInterrupt
         run.ctrl_c = True
@@ -40,7 +45,8 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Have torch use deterministic algorithms, where that is wanted."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -48,8 +54,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         yield
     finally:
         if wanted:
-            torch.use_deterministic_algorithms(before[0])
-            torch.backends.cudnn.benchmark = before[1]
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+            torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager
@@ -67,6 +73,13 @@ def unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             group.update(before)
         detach_scheduler(optimizer)
         raise
+
+
+def reset_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """Forget a step that an error has cut short: its gradients were unscaled, and the next ones would not be."""
+    scaler._per_optimizer_states.clear()
+    for name in ("grad_scale", "found_inf"):  # of fused optimizers
+        vars(optimizer).pop(name, None)
 
 
 def detach_scheduler(optimizer: torch.optim.Optimizer) -> None:

@@ -89,6 +89,9 @@ def run_lr_finder(
         for group in trainer.optimizer.param_groups:
             group.pop("initial_lr", None)  # of an attached scheduler, from which the test would start
         finder = finder_class(trainer, val_loader)
+        # Of a fit that a callback interrupts with this: its averages have no part in it, its processes stay joined.
+        average, trainer._average = trainer._average, None
+        joined = bool(trainer._distributed)
         # The package prints, whether one wants it or not.
         with (
             _no_bar(),
@@ -106,7 +109,9 @@ def run_lr_finder(
                     accumulation_steps=trainer.accumulate,
                 )
             finally:
-                trainer._separate()
+                trainer._average = average
+                if not joined:
+                    trainer._separate()
     losses = finder.history["loss"]
     stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
     return suggest(finder.rates[: len(losses)], losses, stopped)

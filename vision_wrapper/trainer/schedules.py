@@ -147,7 +147,7 @@ def one_cycle(
         if three_phase and 2 * peak > epochs:
             raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
         _start_at(optimizer, max_lr)
-        return torch_schedulers.OneCycleLR(
+        return _OneCycle(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total,
@@ -288,6 +288,19 @@ def constant(lr: float | None = None) -> Schedule:
     return Schedule("constant", build, "epoch", arguments={"lr": lr})
 
 
+class _OneCycle(torch_schedulers.OneCycleLR):
+    """Stays where it ends: torch's own goes on past its end in the step after the last one, to below 0."""
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rates of the groups."""
+        reached = self.last_epoch
+        self.last_epoch = min(reached, self.total_steps - 1)
+        try:
+            return super().get_lr()
+        finally:
+            self.last_epoch = reached
+
+
 SCHEDULES: Table[Callable[..., Schedule]] = Table(
     "schedule",
     {
@@ -343,7 +356,7 @@ def _start_at(optimizer: Optimizer, lr: float | None) -> None:
 
     Raises `SettingError` for several groups whose rates are 0, where an earlier schedule has ended.
     """
-    if lr is not None and len(optimizer.param_groups) > 1 and not _highest(optimizer):
+    if lr is not None and len(optimizer.param_groups) > 1 and _highest(optimizer) <= 0:
         raise SettingError(
             "The rates of the optimizer's groups are all 0, where an earlier schedule may have ended, so their "
             "proportion is not known: set each group's lr."

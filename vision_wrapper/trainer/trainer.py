@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,6 +56,7 @@ from vision_wrapper.trainer.fit import Fit
 from vision_wrapper.trainer.guards import (
     detach_scheduler,
     deterministic_algorithms,
+    reset_scaler,
     stop_on_interrupt,
     unchanged_on_error,
 )
@@ -94,7 +96,9 @@ class Trainer:
         accumulate: batches whose gradients make one step.
         l1: coefficient of the sum of absolute weights (without norms and biases), added to the training loss.
         channels_last: None is for this library's networks; True and False decide.
-        deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume.
+        deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume. For that the
+            environment variable `CUBLAS_WORKSPACE_CONFIG` is set, unless it is; torch reads it once, at the process's
+            first multiplication of matrices on CUDA.
 
     Raises:
         SettingError: a value that cannot be, or an optimizer that does not belong to the model.
@@ -123,6 +127,8 @@ class Trainer:
             check_distributable(model, compile)
         self.device = choose_device(device, self.processes.count)
         self.precision = choose_precision(precision, self.device)
+        if deterministic and self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch asks for
         self.model, self.optimizer = model, optimizer
         self.loss_fn = loss_fn or nn.functional.cross_entropy
         if isinstance(loss_fn, nn.Module):
@@ -182,7 +188,11 @@ class Trainer:
 
     def _clip_gradients(self, norm: float) -> None:
         self._scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), norm)
+        nn.utils.clip_grad_norm_(self._optimized(), norm)
+
+    def _optimized(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer holds, all of the model's or some; others keep what gradients they have."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _after_step(self) -> None:
         if self._scaler.is_enabled():
@@ -245,7 +255,8 @@ class Trainer:
             with stop_on_interrupt(run), deterministic_algorithms(self.deterministic):
                 self._begin(run, kept)
                 begun = True
-                run.call("on_fit_start")
+                run.start()
+                checkpoints.check_callbacks(self, run)
                 while run.epoch < run.epochs and run.stop is None and not run.interrupted:
                     self._train_epoch(run)
                     if not run.interrupted:
@@ -258,6 +269,11 @@ class Trainer:
             run.interrupted = True  # during validation: the checkpoint before it is whole
         except torch.OutOfMemoryError as error:
             raise out_of_memory(run.loader) from error
+        except RuntimeError as error:
+            # A terminal tells all processes of Ctrl-C; a spawned worker ends by it, and the loop finds it gone.
+            if not (run.ctrl_c and self.processes.count == 1 and "DataLoader worker" in str(error)):
+                raise
+            run.interrupted = True
         except IndexError as error:
             if run.in_step and "out of bounds" in str(error):
                 raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
@@ -265,7 +281,7 @@ class Trainer:
         finally:
             try:
                 if begun:
-                    run.call("on_fit_end")
+                    run.end()
             finally:
                 self._end(run, begun)
         return run.history
@@ -274,6 +290,7 @@ class Trainer:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
         if self.ema is not None:
             self._average = WeightAverage(self.model, self.ema)
+        run.own_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         with unchanged_on_error(self.optimizer):
             if run.schedule is not None:
                 self._attach(run, run.schedule, kept)
@@ -291,10 +308,9 @@ class Trainer:
         groups = self.optimizer.param_groups
         if kept is not None:
             checkpoints.rewind_rates(self.optimizer, kept)
-        run.own_rates = [float(group["lr"]) for group in groups]
         run.initial_rates = [group.get("initial_lr") for group in groups]
         run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
-        if not any(group.get(name) for group in groups for name in ("lr", "initial_lr", "max_lr")):
+        if not any(group.get(name, 0) > 0 for group in groups for name in ("lr", "initial_lr", "max_lr")):
             warnings.warn(
                 "Nothing will be learned: every rate of the optimizer is 0, where an earlier schedule may have ended. "
                 "Give the schedule a max_lr, or set the groups' lr.",
@@ -310,6 +326,8 @@ class Trainer:
         self._separate()
         if run.scheduler is not None:
             detach_scheduler(self.optimizer)
+        if self._scaler.is_enabled():
+            reset_scaler(self._scaler, self.optimizer)
         self.interrupted = run.interrupted
         if not begun:
             return
@@ -369,7 +387,7 @@ class Trainer:
 
     def _finish_window(self, run: Fit, window: int) -> None:
         """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._optimized() if p.grad is not None]
         torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
         self.processes.average(gradients)
         run.pending = 0
@@ -467,8 +485,8 @@ class Trainer:
         )  # fmt: skip
         if schedule is not None and batches is None and schedule.every == "batch":
             raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
-        called = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
-        run.hooks = {name: hooks_of(called, name) for name in HOOKS}
+        run.callbacks = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
+        run.hooks = {name: hooks_of(run.callbacks, name) for name in HOOKS}
         run.settings = checkpoints.describe(self, run)
         if self.processes.count > 1:
             run.agreement = Agreement(self.processes)
