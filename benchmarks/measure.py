@@ -67,13 +67,14 @@ def machine() -> dict[str, Any]:
     import torch
 
     import vision_wrapper
+    from vision_wrapper.trainer.precision import cpu_has_bf16
 
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "bf16": bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)()),
+        "bf16": cpu_has_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

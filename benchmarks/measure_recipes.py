@@ -29,6 +29,7 @@ from vision_wrapper.errors import VisionWrapperError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
 from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
+from vision_wrapper.trainer.precision import choose_device, choose_precision
 
 DOCS = Path(__file__).parents[1] / "docs"
 RECORDS = DOCS / "evidence"
@@ -79,16 +80,17 @@ def _starts(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.starts.json")
 
 
-def note_start(folder: Path, how: str) -> None:
+def note_start(folder: Path, recipe: Recipe, how: str) -> None:
     """Keep beside a run's folder what the run is started on; it may go on elsewhere.
 
     `how` says what the machine does otherwise.
     """
     found = machine()
+    precision = choose_precision(recipe.precision, choose_device())
     threads, cores = found["threads"], found["cores"]
     processor = f"{found['processor']}, {cores if threads >= cores else f'{threads} of {cores}'} cores"
     start = {
-        "hardware": (found["gpu"] or processor) + how,
+        "hardware": (found["gpu"] or processor) + ("" if precision == "fp32" else f", {precision}") + how,
         "version": found["vision_wrapper"],
         "torch": found["torch"],
         "commit": found["commit"],
@@ -215,7 +217,7 @@ def sources(options: argparse.Namespace, cache: str) -> dict[str, Any]:
 def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace, how: str) -> None:
     """Run a recipe with a seed to its end, and keep its record."""
     folder = Path(options.out) / recipe.name / digest(recipe) / f"seed-{seed}"
-    note_start(folder, how)
+    note_start(folder, recipe, how)
     with warnings.catch_warnings():
         # Without its pretrained weights a recipe would be another one.
         warnings.filterwarnings("error", "Training begins from random weights")

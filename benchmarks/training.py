@@ -83,13 +83,14 @@ def network(tuned: bool) -> Any:
     import torch
 
     from vision_wrapper.models import CustomResNet
+    from vision_wrapper.trainer.precision import cpu_has_bf16
 
     torch.manual_seed(0)
     model = CustomResNet(num_classes=10)
     if not tuned:
         return model
     model = model.to(memory_format=torch.channels_last)
-    if not torch.cpu._is_amx_tile_supported():
+    if not cpu_has_bf16():
         return model
     forward = model.forward
 

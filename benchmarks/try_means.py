@@ -257,7 +257,7 @@ def run_all(options: argparse.Namespace) -> None:
                 print(f"{options.study}: {name}, seed {seed}", flush=True)
                 plan = study.plan(name)
                 out = Path(options.out) / options.study / digest(plan) / f"seed-{seed}"
-                note_start(out, how)
+                note_start(out, plan, how)
                 result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
                 if not result.finished:
                     raise SystemExit("Interrupted: the same command goes on.")

@@ -263,11 +263,13 @@ def test_random_weights_are_not_measured_as_pretrained_ones(measure_recipes, mon
 
 def test_a_record_names_all_that_its_run_was_started_on(measure_recipes, monkeypatch, tmp_path):
     machine = {"processor": "CPU", "cores": 2, "threads": 1, "vision_wrapper": "1", "torch": "2", "commit": "abc"}
-    for gpu in (None, None, "some GPU"):
+    for gpu, precision in ((None, "fp32"), (None, "fp32"), ("some GPU", "bf16")):
         monkeypatch.setattr(measure_recipes, "machine", lambda gpu=gpu: {**machine, "gpu": gpu})
-        measure_recipes.note_start(tmp_path / "seed-0", ", by hand")
+        recipe = RECIPES["quickstart"].changed(precision=precision)
+        measure_recipes.note_start(tmp_path / "seed-0", recipe, ", by hand")
     assert measure_recipes._made_on(tmp_path / "seed-0") == {
-        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, by hand", "version": "1", "torch": "2", "commit": "abc",
+        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, bf16, by hand",
+        "version": "1", "torch": "2", "commit": "abc",
     }  # fmt: skip
 
 
