@@ -225,7 +225,38 @@ class OwnTorchvision(torch.nn.Module):
         return v2.functional.horizontal_flip(image) if torch.rand(()) < 0.5 else image
 
 
+def darker(image, **_):
+    return image // 2 + np.uint8(np.random.randint(50) + random.randrange(50) + int(torch.randint(20, ())))
+
+
+class Wraps:
+    """As everybody adapts albumentations to torchvision's data sets: a pipeline of the class, one of the object."""
+
+    crop = A.RandomCrop(12, 12)
+
+    def __init__(self):
+        self.transform = A.Compose([A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)])
+
+    def __call__(self, image):
+        return self.transform(image=self.crop(image=image)["image"])["image"]
+
+
+PIPELINE = A.Compose([A.RandomCrop(12, 12), A.RandomBrightnessContrast(p=1.0)])
+
+
+def with_a_global_pipeline(image):
+    return PIPELINE(image=image)["image"]
+
+
+def with_a_pipeline_made_inside(image):
+    return A.Compose([A.RandomCrop(12, 12), A.RandomBrightnessContrast(p=1.0)])(image=image)["image"]
+
+
 OWN = {
+    "compose of a function": lambda: A.Compose([A.Lambda(image=darker)]),
+    "pipelines in an object": Wraps,
+    "pipeline of a module": lambda: with_a_global_pipeline,
+    "pipeline made inside": lambda: with_a_pipeline_made_inside,
     "compose": lambda: A.Compose([A.RandomCrop(12, 12), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)]),
     "compose with a seed": lambda: A.Compose([A.RandomCrop(12, 12)], seed=3),
     "nested": lambda: A.Compose(
@@ -240,6 +271,56 @@ OWN = {
     "callable": Noisy,
     "partial": lambda: functools.partial(np.roll, shift=0, axis=0),
 }
+
+
+@pytest.mark.parametrize("kind", ["compose of a function", *(name for name in OWN if "pipeline" in name)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_own_augmentation_draws_anew_for_every_image_and_epoch(kind, workers):
+    image = random_images(1, 16)
+    alike = data.from_arrays((image.repeat(24, 0), np.arange(24) % 3), (image.repeat(3, 0), np.arange(3)))
+    state = PIPELINE.random_generator.bit_generator.state, PIPELINE.py_random.getstate()
+    loader = data.make_loaders(alike, augment=OWN[kind](), batch_size=4, seed=4, size=12, num_workers=workers).train
+    looks = [look.tobytes() for epoch in (0, 1) for images, _ in loader.batches(epoch) for look in images.numpy()]
+    assert len(looks) == 48 and len(set(looks)) > 25  # a repeating one has 4 or 8
+    assert (PIPELINE.random_generator.bit_generator.state, PIPELINE.py_random.getstate()) == state
+    assert not isinstance(getattr(A.BasicTransform, "py_random", None), property)
+
+
+class OwnGenerator:
+    """Draws from a generator that nobody else knows."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng(0)
+
+    def __call__(self, image):
+        return np.roll(image, self.generator.integers(16), axis=1)
+
+
+def test_a_generator_of_ones_own_is_found(tiny):
+    loaders = data.make_loaders(tiny, augment=OwnGenerator())
+    found = [finding for finding in data.check(tiny, loaders) if finding.check == "own_generator"]
+    assert len(found) == 1 and found[0].severity == "error" and "np.random" in str(found[0])
+    for augment in (Noisy(), Wraps(), "crop_flip"):
+        found = data.check(tiny, data.make_loaders(tiny, augment=augment, size=12))
+        assert "own_generator" not in [finding.check for finding in found]
+
+
+def test_an_augmentation_that_writes_on_its_argument_leaves_the_images_alone(tiny):
+    def blacken(image, **_):
+        image[:] = 0
+        return image
+
+    before = tiny.train[0][0].copy()
+    for augment in (blacken, A.Compose([A.Lambda(image=blacken)])):
+        images, _ = next(data.make_loaders(tiny, augment=augment).train.batches(0))
+        assert len(images.unique()) <= 3 and np.array_equal(tiny.train[0][0], before)
+
+
+def test_a_hole_of_normalised_values_is_refused(tiny):
+    for fill in (v2.RandomErasing(p=1, value=(0.49, 0.48, 0.45)), v2.Compose([v2.RandomRotation(5, fill=-0.4)])):
+        with pytest.raises(SettingError, match=r"0\.\.255"):
+            data.make_loaders(tiny, augment=fill)
+    data.make_loaders(tiny, augment=v2.Compose([v2.RandomErasing(p=1, value=125.0)]))
 
 
 @pytest.mark.filterwarnings("ignore:ShiftScaleRotate")

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import http.server
-import io
 import os
-import pickle
 import shutil
-import struct
-import tarfile
-import threading
-import warnings
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,15 +16,9 @@ from PIL import Image
 
 import vision_wrapper as vw
 from vision_wrapper import data
-from vision_wrapper.data import DATASETS, decode
-from vision_wrapper.data import loaders as loaders_module
-from vision_wrapper.data.sources import image_size, stratified_split
-from vision_wrapper.errors import (
-    DataError,
-    DataNotFoundError,
-    SettingError,
-    UnknownNameError,
-)
+from vision_wrapper.data import DATASETS
+from vision_wrapper.data.sources import stratified_split
+from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
 
 # ---- digits
 
@@ -51,7 +36,6 @@ def test_digits_are_scikit_learns_offline():
 
 
 def test_the_split_of_digits_does_not_follow_the_seed():
-    import vision_wrapper as vw
 
     before = data.load("digits").test.labels
     vw.seed_everything(5)
@@ -119,6 +103,25 @@ def test_arrays_that_cannot_be(train, arguments, words):
 def test_a_test_label_outside_the_training_labels():
     with pytest.raises(DataError, match=r"test labels must be in 0..1"):
         data.from_arrays((IMAGES, LABELS), (IMAGES, LABELS + 1))
+
+
+def test_classes_are_a_sequence_of_names():
+    pair = random_images(4), np.arange(4) % 2
+    assert data.from_arrays(pair, pair, classes=np.array(["ant", "bee"])).classes == ("ant", "bee")
+    for classes in ("ab", ("ant", "ant"), 2):
+        with pytest.raises(DataError, match="sequence of different names"):
+            data.from_arrays(pair, pair, classes=classes)
+
+
+def test_an_entry_of_the_table_may_have_a_validation_split(tiny, monkeypatch):
+    whole = data.from_arrays(
+        *(((split.images, split.labels)) for split in (tiny.train, tiny.test)), val=(tiny.test.images, tiny.test.labels)
+    )
+    entry = data.DataSource(lambda root, channels: whole, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "mine")
+    monkeypatch.setitem(DATASETS, "mine", entry)
+    found = data.load("mine")
+    assert found.name == "mine" and found.mean == (0.5, 0.4, 0.3) and len(found.val) == len(tiny.test)
+    assert data.make_loaders(found).val is not None
 
 
 # ---- folders
@@ -332,120 +335,15 @@ def test_a_name_that_no_folder_can_have(name):
         data.load(name)
 
 
-# ---- decoding
-
-COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def saved(image: Image.Image, tmp_path, name="x.png", **arguments):
-    image.save(tmp_path / name, **arguments)
-    return tmp_path / name
-
-
-def test_palette_grey_and_one_bit(tmp_path):
-    rgb = Image.fromarray(COLOURS)
-    assert np.array_equal(decode(saved(rgb.quantize(16), tmp_path)), COLOURS)
-    grey = np.array([[0, 7], [128, 255]], np.uint8)
-    assert np.array_equal(decode(saved(Image.fromarray(grey), tmp_path)), np.repeat(grey[..., None], 3, -1))
-    assert np.array_equal(decode(saved(Image.fromarray(grey), tmp_path), channels=1), grey[..., None])
-    bits = Image.fromarray(grey > 100)
-    assert np.array_equal(decode(saved(bits, tmp_path))[..., 0], np.where(grey > 100, 255, 0))
-    assert decode(saved(rgb.convert("CMYK"), tmp_path, "x.jpg")).shape == (3, 2, 3)
-
-
-def test_transparency_is_laid_over_white(tmp_path):
-    rgba = np.dstack([COLOURS, np.array([[255, 0], [0, 255], [0, 255]], np.uint8)])
-    expected = COLOURS.copy()
-    expected[0, 1] = expected[1, 0] = expected[2, 0] = 255
-    assert np.array_equal(decode(saved(Image.fromarray(rgba), tmp_path)), expected)
-    palette = Image.fromarray(COLOURS).quantize(8)
-    palette.info["transparency"] = palette.getpixel((0, 0))
-    assert decode(saved(palette, tmp_path))[0, 0].tolist() == [255, 255, 255]
-    grey_alpha = Image.fromarray(np.array([[[10, 255], [10, 0]]], np.uint8), "LA")
-    assert decode(saved(grey_alpha, tmp_path), channels=1)[0, :, 0].tolist() == [10, 255]
-
-
-@pytest.mark.parametrize("brightest", [65535, 20000, 255, 1])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_alike_whatever_is_in_the_image(tmp_path, brightest, suffix):
-    values = np.array([[0, brightest // 2, brightest]], np.uint16)
-    path = saved(Image.fromarray(values), tmp_path, f"x.{suffix}")
-    expected = np.rint(values * (255 / 65535)).astype(np.uint8)
-    assert np.array_equal(decode(path, channels=1)[..., 0], expected)
-
-
-@pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
-def test_float_images(tmp_path, scale):
-    values = np.array([[0.0, 0.5, 1.0]], np.float32) * scale
-    assert decode(saved(Image.fromarray(values), tmp_path, "x.tif"))[0, :, 0].tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation, suffix):
-    pixels = random_images(1, 16)[0, :, :10]
-    back = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-        8: lambda a: np.rot90(a),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    (tmp_path / "a").mkdir()
-    path = saved(Image.fromarray(pixels), tmp_path / "a", f"x.{suffix}", exif=exif)
-    assert np.array_equal(decode(path), back[orientation](pixels))
-    split = data.sources.FolderSplit([str(path)], np.array([0]), 3)
-    assert image_size(split, 0) == back[orientation](pixels).shape[:2]
-
-
-@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "pgm", "png", "ppm", "tif", "webp"])
-def test_every_suffix_is_decoded_and_every_damage_named(tmp_path, suffix):
-    path = saved(
-        Image.fromarray(random_images(1, 24)[0]).convert("L" if suffix == "pgm" else "RGB"), tmp_path, f"x.{suffix}"
-    )
-    assert decode(path).shape == (24, 24, 3)
-    blob = path.read_bytes()
-    random = np.random.default_rng(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for trial in range(60):
-            damaged = bytearray(blob[: int(random.integers(len(blob)))] if trial % 2 else blob)
-            for at in random.integers(0, max(1, min(len(damaged), 80)), 4):
-                if damaged:
-                    damaged[at] = int(random.integers(256))
-            path.write_bytes(damaged)
-            try:
-                decode(path)  # some damage is not noticed
-            except DataError as error:
-                assert path.name in str(error)
-
-
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    path = saved(Image.new("L", (4, 4)), tmp_path)
-    blob = bytearray(path.read_bytes())
-    blob[16:24] = struct.pack(">II", 60_000, 60_000)
-    import zlib
-
-    blob[29:33] = struct.pack(">I", zlib.crc32(bytes(blob[12:29])))
-    path.write_bytes(blob)
-    with warnings.catch_warnings(), pytest.raises(DataError, match="pixels"):
-        warnings.simplefilter("ignore")
-        decode(path)
-
-
-def test_a_program_is_not_an_image(tmp_path, monkeypatch):
-    from PIL import EpsImagePlugin
-
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")
-    os.rename(tmp_path / "x.eps", tmp_path / "x.png")
-    with pytest.raises(DataError, match="EPS"):
-        decode(tmp_path / "x.png")
+def test_cifar10_as_a_folder(cifar_folder):
+    cifar = data.load(cifar_folder)
+    assert len(cifar.train) == 50_000 and len(cifar.test) == 10_000
+    assert cifar.classes == CIFAR10_CLASSES
+    assert np.bincount(cifar.train.labels).tolist() == [5000] * 10
+    assert cifar.train[49_999][0].shape == (32, 32, 3)
 
 
 # ---- splits
@@ -467,204 +365,3 @@ def test_stratified_split(counts, fraction, seed):
         assert 1 <= part < count and abs(part - fraction * count) <= 1
     again = stratified_split(labels, fraction, seed, names)
     assert np.array_equal(rest, again[0]) and np.array_equal(held_out, again[1])
-
-
-# ---- downloads
-
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def cifar_archive(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, dict[str, str]]:
-    """An archive as Krizhevsky's (five training batches, a test batch, names), and the MD5 of each file."""
-    files = {"batches.meta": {"label_names": CIFAR10}}
-    for i, part in enumerate(np.array_split(np.arange(len(images)), 6)):
-        flat = images[part].transpose(0, 3, 1, 2).reshape(len(part), -1)  # channels first, as rows
-        files["test_batch" if i == 5 else f"data_batch_{i + 1}"] = {"data": flat, "labels": labels[part].tolist()}
-    buffer, md5 = io.BytesIO(), {}
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            blob = pickle.dumps(content, protocol=2)
-            md5[name] = hashlib.md5(blob).hexdigest()
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            info.size = len(blob)
-            archive.addfile(info, io.BytesIO(blob))
-    return buffer.getvalue(), md5
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """torchvision's CIFAR10 with 60 images of its own, on this machine; counts the requests."""
-    images, labels = random_images(60, 32), np.arange(60) % 10
-    blob, md5 = cifar_archive(images, labels)
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(blob)))
-            self.end_headers()
-            self.wfile.write(blob)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    kind = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
-    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(blob).hexdigest())
-    monkeypatch.setattr(kind, "train_list", [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5["batches.meta"]})
-    yield images, labels, requests
-    server.shutdown()
-    server.server_close()
-
-
-def test_cifar10_is_downloaded_once_and_checked(served, tmp_path):
-    images, labels, requests = served
-    asked = None
-    for _ in range(2):
-        cifar = data.load("cifar10", root=tmp_path / "root")
-        assert requests and len(requests) == (asked or len(requests))  # the second time, nothing more
-        asked = len(requests)
-        assert len(cifar.train) == 50 and len(cifar.test) == 10
-        assert np.array_equal(cifar.train.images, images[:50]) and cifar.train.labels.tolist() == labels[:50].tolist()
-        assert cifar.classes[3] == "cat" and cifar.mean == DATASETS["cifar10"].mean
-    grey = data.load("cifar10", root=tmp_path / "root", channels=1)
-    assert grey.train[0][0].shape == (32, 32, 1) and grey.mean is None
-    assert np.array_equal(grey.train[0][0][..., 0], np.asarray(Image.fromarray(images[0]).convert("L")))
-    assert len(data.make_loaders(grey).preprocess.mean) == 1  # computed, as they are not known
-
-
-def test_a_wrong_checksum_is_an_error(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", "0" * 32)
-    with pytest.raises(DataNotFoundError, match="cifar10 is not in"):
-        data.load("cifar10", root=tmp_path)
-
-
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
-def test_offline_the_error_names_digits(name, tmp_path, monkeypatch):
-    import urllib.error
-    import urllib.request
-
-    def offline(*_, **__):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(DataNotFoundError, match=rf"(?s){name} is not in .*data\.load\(\"digits\"\)"):
-        data.load(name, root=tmp_path)
-
-
-def test_mnist_as_torchvision_stores_it(tmp_path):
-    for kind, name in (("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")):
-        folder = tmp_path / kind / "raw"
-        folder.mkdir(parents=True)
-        grey, labels = random_images(12, 28, channels=1)[..., 0], np.arange(12, dtype=np.uint8) % 10
-        for part, count in (("train", 12), ("t10k", 5)):
-            header = struct.pack(">IIII", 0x803, count, 28, 28)
-            (folder / f"{part}-images-idx3-ubyte").write_bytes(header + grey[:count].tobytes())
-            (folder / f"{part}-labels-idx1-ubyte").write_bytes(
-                struct.pack(">II", 0x801, count) + labels[:count].tobytes()
-            )
-        loaded = data.load(name, root=tmp_path)
-        assert len(loaded.train) == 12 and len(loaded.test) == 5 and len(loaded.classes) == 10
-        assert np.array_equal(loaded.train[4][0], np.repeat(grey[4][..., None], 3, -1)) and loaded.train[4][1] == 4
-        assert loaded.mean == DATASETS[name].mean * 3
-        assert data.load(name, root=tmp_path, channels=1).train[0][0].shape == (28, 28, 1)
-
-
-def test_cifar10_as_a_folder(cifar_folder):
-    cifar = data.load(cifar_folder)
-    assert len(cifar.train) == 50_000 and len(cifar.test) == 10_000
-    assert cifar.classes == tuple(CIFAR10)
-    assert np.bincount(cifar.train.labels).tolist() == [5000] * 10
-    assert cifar.train[49_999][0].shape == (32, 32, 3)
-
-
-# ---- no more of a photograph than is needed
-
-
-def photograph(path, size, **options):
-    """A JPEG of soft blots."""
-    noise = np.random.default_rng(1).integers(0, 256, (size[1] // 60, size[0] // 60, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90, **options)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((400, 300), (300, 400)), ((1000, 700), (175, 250)), ((2000, 1500), (188, 250)), ((640, 330), (165, 320))],
-)
-def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, size, expected):
-    path = photograph(tmp_path / "a.jpg", size)
-    part = data.decode(path, enough=(160, 160))
-    assert part.shape == (*expected, 3)  # the smallest of whole, half, quarter and eighth that has 160 both ways
-    whole = data.decode(path)
-    assert whole.shape == (size[1], size[0], 3)
-    preprocess = data.Preprocess((80, 80), 3, (0.5,) * 3, (0.2,) * 3)
-    difference = preprocess.resize(whole).astype(int) - preprocess.resize(part)
-    assert np.abs(difference).mean() < 3
-
-
-def test_a_photograph_on_its_side_is_decoded_in_part_and_turned(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = photograph(tmp_path / "a.jpg", (1200, 600), exif=exif)
-    part = data.decode(path, enough=(100, 100))
-    with Image.open(path) as image:
-        upright = np.asarray(image.resize((300, 150), Image.Resampling.BOX).rotate(-90, expand=True))
-    assert part.shape == (300, 150, 3) and np.abs(part.astype(int) - upright).mean() < 2
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_a_plain_jpeg_has_the_pixels_that_pillow_has(tmp_path, options):
-    path = photograph(tmp_path / "a.jpg", (123, 81), **options)
-    with Image.open(path) as image:
-        assert (data.decode(path) == np.asarray(image)).all()
-    content = path.read_bytes()
-    for end in (len(content) // 2, len(content) - 30, len(content) - 2):
-        path.write_bytes(content[:end])
-        with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
-            data.decode(path)
-
-
-def test_loaders_and_classifiers_see_the_same_of_a_photograph(tmp_path):
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            (tmp_path / split / name).mkdir(parents=True)
-            photograph(tmp_path / split / name / "0.jpg", (900, 600))
-    photographs = data.load(tmp_path)
-    loaders = data.make_loaders(photographs, size=64, num_workers=0)
-    shapes = []
-    resize = data.Preprocess.resize
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.Preprocess, "resize", lambda self, image: shapes.append(image.shape) or resize(self, image))
-        images, _ = next(iter(loaders.test))
-    assert set(shapes) == {(150, 225, 3)}
-    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    vw.save_classifier(tmp_path / "c.safetensors", model, loaders.preprocess, photographs.classes)
-    classifier = vw.load_classifier(tmp_path / "c.safetensors", model=model)
-    (result,) = classifier.predict([photographs.test.origin(0)])
-    assert result.probabilities == pytest.approx(model(images[:1]).softmax(1)[0].tolist(), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("augment", "shape"),
-    [
-        ("none", (150, 200, 3)),
-        ((data.RandomResizedCrop(scale=(0.35, 1.0)),), (150, 200, 3)),
-        ((data.RandomResizedCrop(scale=(0.1, 1.0)),), (300, 400, 3)),  # its smallest crop would be too small
-        ((data.RandomResizedCrop(scale=(0.0, 1.0)),), (600, 800, 3)),
-        (lambda image: image, (600, 800, 3)),  # what is somebody's own is given all of the image
-    ],
-)
-def test_an_augmentation_has_as_much_of_a_photograph_as_it_needs(tmp_path, augment, shape):
-    for part in ("train/a", "train/b", "test/a", "test/b"):
-        (tmp_path / part).mkdir(parents=True)
-        photograph(tmp_path / part / "0.jpg", (800, 600))
-    loader = data.make_loaders(data.load(tmp_path), augment, size=64, num_workers=0).train
-    image = loaders_module.image_for(loader.split, 0, loader._samples._enough)
-    assert image.shape == shape

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_recipes import command
+from runs import command
 
 from vision_wrapper import load_classifier, models, save_classifier
 from vision_wrapper.data import Preprocess

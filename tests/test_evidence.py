@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
-from test_recipes import command, reduced
+from runs import command, reduced
 
 from vision_wrapper import recipes
 from vision_wrapper.errors import DamagedFileError, OtherRunError, SettingError, VisionWrapperError
@@ -33,7 +33,9 @@ def measure_recipes(monkeypatch):
 def repeats(*accuracies, name="some", tta=None):
     count = len(accuracies)
     recipe = RECIPES["custom-resnet-adam"].changed(name=name)
-    return Repeats(recipe, tuple(range(count)), accuracies, tta, (50.0,) * count, 10_000, (Path("run"),) * count)
+    return Repeats(
+        recipe, tuple(range(count)), accuracies, tta, (50.0,) * count, "cifar10", 10_000, (Path("run"),) * count
+    )
 
 
 # ---- the arithmetic

@@ -321,6 +321,7 @@ RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
     [
         (lambda: models.CustomResNet(widths=(4, 8, 8, 8)), 32, "layer2", ("prep", "layer1", "layer2", "layer3")),
         (models.resnet18, 32, "layer3", RESNET_STAGES),
+        (lambda: models.resnet18(strides=(1, 1, 2, 2)), 32, "layer4", RESNET_STAGES),
         (lambda: models.resnet18(stem="imagenet"), 224, "layer4", RESNET_STAGES),
         (lambda: models.CustomResNet(widths=(4, 8, 8, 8)), 8, "prep", ("prep", "layer1", "layer2")),
         (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import warnings
+
 import albumentations as A
 import numpy as np
 import pytest
 import torch
 from conftest import random_images
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler
 
 from vision_wrapper import data, models, viz
 from vision_wrapper.errors import SettingError
@@ -57,6 +62,27 @@ def test_a_schedule_for_batches_is_not_stepped_by_epochs(tiny):
             trainer.fit(loaders.train, epochs=3, schedule=make_schedule)
         history = trainer.fit(loaders.train, epochs=3, schedule=make_schedule, every="batch", batch_history=True)
         assert len({row["lr"] for row in history.batches}) > 10
+    torch_s = torch.optim.lr_scheduler
+    for make_schedule in (  # three epochs of five batches: some of these might be meant
+        lambda optimizer: torch_s.LinearLR(optimizer, 1.0, 0.01, total_iters=15),
+        lambda optimizer: torch_s.PolynomialLR(optimizer, total_iters=15),
+        lambda optimizer: torch_s.CosineAnnealingWarmRestarts(optimizer, T_0=5),
+        lambda optimizer: torch_s.MultiStepLR(optimizer, [1, 10]),
+        lambda optimizer: torch_s.StepLR(optimizer, 5),
+        lambda optimizer: torch_s.SequentialLR(
+            optimizer, [torch_s.LinearLR(optimizer, total_iters=2), torch_s.ConstantLR(optimizer)], [5]
+        ),
+    ):
+        trainer, loaders = make(tiny)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                trainer.fit(loaders.train, epochs=3, schedule=make_schedule)
+            except SettingError as error:
+                said = str(error)
+            else:
+                said = " ".join(str(warning.message) for warning in warned)
+        assert 'every="batch"' in said
     by_epoch = make(tiny)[0].fit(
         loaders.train, epochs=3, schedule=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=3)
     )
@@ -124,6 +150,7 @@ def test_an_own_augmentation_fills_in_the_images_scale(tiny):
     [
         lambda samples: {"shuffle": True},
         lambda samples: {"sampler": SubsetRandomSampler(range(len(samples)))},
+        lambda samples: {"sampler": DistributedSampler(samples, num_replicas=1, rank=0)},
         lambda samples: {"batch_sampler": BatchSampler(RandomSampler(samples), 2, False)},
     ],
 )
@@ -154,9 +181,27 @@ def test_log_probabilities_are_warned_of(tiny):
     """`log_softmax` fed to cross-entropy."""
     loaders = data.make_loaders(tiny, batch_size=8)
     model = nn.Sequential(models.CustomResNet(3, widths=(4, 4, 8, 8)), nn.LogSoftmax(1))
-    for loss in (None, nn.CrossEntropyLoss(label_smoothing=0.1)):
+    losses = (None, nn.CrossEntropyLoss(label_smoothing=0.1), functools.partial(F.cross_entropy, label_smoothing=0.1))
+    for loss, precision in itertools.product(losses, ("fp32", "bf16")):
+        options = {"callbacks": [], "device": "cpu", "precision": precision}
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, **options)
         with pytest.warns(UserWarning, match="expects logits"):
-            Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[]).fit(loaders.train, epochs=1)
+            trainer.fit(loaders.train, epochs=1)
+        with pytest.warns(UserWarning, match="expects logits"):
+            trainer.find_lr(loaders.train, num_iter=3)
+    mixed = data.make_loaders(tiny, "crop_flip_mixup", batch_size=8).train
+    with pytest.warns(UserWarning, match="expects logits"):
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[]).fit(mixed, epochs=1)
+
+
+@pytest.mark.filterwarnings("error:.*expects logits")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_are_not_taken_for_probabilities(tiny, precision):
+    for augment in ("none", "crop_flip_mixup"):
+        model = models.CustomResNet(3, widths=(4, 4, 8, 8))
+        options = {"callbacks": [], "device": "cpu", "precision": precision}
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), **options)
+        trainer.fit(data.make_loaders(tiny, augment, batch_size=8).train, epochs=1)
 
 
 @pytest.mark.filterwarnings("error")

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 import torch
-from test_trainer import batches_of, equal, make, weights
+from fits import CtrlC, equal, make, ready_batches, weights
 from torch import nn
 
 from vision_wrapper import data, models
 from vision_wrapper.errors import CheckpointError, SettingError
-from vision_wrapper.trainer import Callback, Trainer, schedules
+from vision_wrapper.trainer import Trainer, schedules
 
 # ---- loaders whose length is unknown or wrong
 
@@ -18,8 +18,8 @@ from vision_wrapper.trainer import Callback, Trainer, schedules
 class Unsized:
     """Three batches, and whatever is said of their number."""
 
-    def __init__(self, images, said=None):
-        self.batches, self.said = batches_of(images), said
+    def __init__(self, said=None):
+        self.batches, self.said = ready_batches(), said
 
     def __iter__(self):
         return iter(self.batches)
@@ -40,14 +40,14 @@ def test_a_short_last_window_is_not_stepped_twice(images, tmp_path, said):
 
     def fit(validation, **arguments):
         trainer, _ = make(images, accumulate=2, optimizer="sgd")
-        train = Unsized(images) if said is None else Missized(images, said)
+        train = Unsized() if said is None else Missized(said)
         history = trainer.fit(train, validation, epochs=2, **arguments)
         return trainer, history
 
-    right, _ = fit(batches_of(images))
-    cut, _ = fit(interrupting(batches_of(images)), checkpoint=tmp_path / "last.ckpt")
+    right, _ = fit(ready_batches())
+    cut, _ = fit(interrupting(ready_batches()), checkpoint=tmp_path / "last.ckpt")
     assert cut.interrupted
-    resumed, history = fit(batches_of(images), checkpoint=tmp_path / "last.ckpt")
+    resumed, history = fit(ready_batches(), checkpoint=tmp_path / "last.ckpt")
     assert len(history) == 2 and equal(weights(resumed), weights(right))
 
 
@@ -62,10 +62,10 @@ def test_a_last_window_is_a_whole_step_whatever_the_loader_says_of_its_length(im
     """Clipping, the average, the mean over the batches that there are: as with a loader that knows its length."""
     arguments = {"accumulate": 2, "clip_norm": 1e-3, "ema": 0.5, "precision": "fp32", "optimizer": "sgd"}
     right, _ = make(images, **arguments)
-    right.fit(Missized(images, 3), epochs=2)
+    right.fit(Missized(3), epochs=2)
     trainer, _ = make(images, **arguments)
     before = weights(trainer)
-    trainer.fit(Unsized(images) if said is None else Missized(images, said), epochs=2)
+    trainer.fit(Unsized() if said is None else Missized(said), epochs=2)
     assert 0 < moved(before, weights(trainer)) < 0.01
     assert moved(weights(right), weights(trainer)) < 1e-6
     assert all(p.grad is None for p in trainer.model.parameters())
@@ -76,7 +76,7 @@ def test_more_batches_than_the_loader_said_are_trained_on(images):
     norms = []
     look = lambda *_: norms.append(float(trainer.model.fc.weight.grad.norm()))  # noqa: E731
     trainer.optimizer.register_step_pre_hook(look)
-    loader = Missized(images, 3)
+    loader = Missized(3)
     loader.batches = loader.batches[:1] * 5  # the same one five times
     trainer.model.eval().requires_grad_(True)
     trainer.fit(loader, epochs=1)
@@ -88,7 +88,7 @@ def test_a_last_window_is_a_whole_step_of_a_scaler_too(images):
     trainer, _ = make(images, accumulate=2, precision="fp32")
     trainer._scaler = torch.amp.GradScaler("cpu")
     trainer._optimizer_step = functools.partial(trainer._scaler.step, trainer.optimizer)
-    assert len(trainer.fit(Unsized(images), epochs=3)) == 3
+    assert len(trainer.fit(Unsized(), epochs=3)) == 3
 
 
 # ---- groups, rates
@@ -125,18 +125,6 @@ def test_a_schedule_starts_anew_after_another_fit(images):
     trainer.optimizer.param_groups[0]["lr"] = 0.2
     step = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)  # noqa: E731
     assert trainer.fit(loaders.train, epochs=1, schedule=step)["lr"] == [0.2]
-
-
-class CtrlC(Callback):
-    """As somebody would press it, after so many batches."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def on_batch_end(self, run):
-        self.batches -= 1
-        if self.batches == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_schedule_that_begins_where_another_ended_at_0_is_warned_of(images):
@@ -292,11 +280,11 @@ def test_a_step_that_an_error_cuts_short_does_not_spoil_the_next_fit(images):
     trainer, calm = make_scaled(), make_scaled()
     step, trainer.optimizer.step = trainer.optimizer.step, fails
     with pytest.raises(MemoryError):
-        trainer.fit(batches_of(images), epochs=1)
+        trainer.fit(ready_batches(), epochs=1)
     trainer.optimizer.step = step
     trainer.model.load_state_dict(calm.model.state_dict())  # the failed step has moved batch norm's statistics
-    trainer.fit(batches_of(images), epochs=1)
-    calm.fit(batches_of(images), epochs=1)
+    trainer.fit(ready_batches(), epochs=1)
+    calm.fit(ready_batches(), epochs=1)
     assert equal(weights(trainer), weights(calm))
 
 
@@ -334,7 +322,7 @@ def test_a_loss_that_makes_its_weights_in_an_evaluation_trains(images):
 
 
 def test_targets_that_a_loss_passes_over_are_no_error(images):
-    batches = batches_of(images)
+    batches = ready_batches()
     batches[0][1][0] = -100
     trainer, _ = make(images)
     assert len(trainer.fit(batches, epochs=1)) == 1
@@ -344,7 +332,7 @@ def test_one_output_is_right_for_a_loss_of_ones_own(images):
     loss = lambda logits, targets: nn.functional.mse_loss(logits[:, 0], targets.float())  # noqa: E731
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
-    assert len(trainer.fit(batches_of(images), epochs=1)) == 1
+    assert len(trainer.fit(ready_batches(), epochs=1)) == 1
 
 
 def test_frozen_batch_norm_takes_a_batch_of_one(images):

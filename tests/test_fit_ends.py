@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 import time
+import warnings
 
 import pytest
 import torch
-from test_fit import CtrlC
-from test_trainer import batches_of, equal, make, weights
+from fits import CtrlC, equal, make, ready_batches, weights
 from torch import nn
 
 import vision_wrapper as vw
@@ -30,6 +30,32 @@ def test_a_hook_that_raises_at_the_end_leaves_nothing_open(images):
     with pytest.raises(RuntimeError, match="of my own"):
         trainer.fit(loaders.train, epochs=1, schedule=schedules.cosine())
     assert trainer._average is None and set(vars(trainer.optimizer)) == before and trainer.epochs_trained == 1
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_an_optimizer_keeps_nothing_of_a_schedule_but_its_last_rate(images, kind):
+    trainer, loaders = make(images, optimizer=kind)
+    before = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in trainer.optimizer.param_groups]
+
+    def cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=50)  # it is left between the extremes
+
+    for schedule in (cycle, schedules.one_cycle(0.5, peak_epoch=1, final_lr=0.0, cycle_momentum=True)):
+        trainer.fit(loaders.train, epochs=2, schedule=schedule, every="batch")
+        groups = trainer.optimizer.param_groups
+        assert before == [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+    with pytest.warns(UserWarning, match="every rate of the optimizer is 0"):
+        trainer.fit(loaders.train, epochs=1, schedule=schedules.cosine())
+
+
+def test_a_fit_leaves_the_counter_of_the_users_own_scheduler(images):
+    trainer, loaders = make(images, optimizer="sgd")
+    own = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
+    trainer.fit(loaders.train, epochs=1, schedule=schedules.cosine(0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "optimizer.step() has been overridden"
+        trainer.optimizer.step()
+        own.step()
 
 
 class Opens(Callback):
@@ -181,7 +207,7 @@ class InterruptedAfter:
     """A loader during whose end Ctrl-C comes, as while its processes end."""
 
     def __init__(self, images, times=1):
-        self.batches, self.times = batches_of(images), times
+        self.batches, self.times = ready_batches(), times
 
     def __len__(self):
         return len(self.batches)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_trainer import StopAt, equal, make, weights
+from fits import StopAt, equal, make, weights
 from torch import nn
 
 from vision_wrapper import data, models
@@ -13,6 +13,7 @@ from vision_wrapper.models import build_model
 from vision_wrapper.recipes.verify import _leaves  # every value, bit for bit
 from vision_wrapper.trainer import Lookahead, Muon, Trainer, schedules
 from vision_wrapper.trainer.optimizers import orthogonalised
+from vision_wrapper.trainer.precision import cpu_has_bf16
 
 
 def with_gradients(module, seed=0):
@@ -49,7 +50,8 @@ def test_muon_steps_filters_by_an_orthogonal_matrix_of_its_rate():
     assert at_norm.norm() == pytest.approx(4.0)  # sqrt of 16 filters
     Muon(conv.parameters(), lr=0.1).step()
     step = (at_norm - conv.weight.detach()).flatten(1) / 0.1
-    assert torch.allclose(step, orthogonalised(gradient.flatten(1)).float(), atol=1e-4)  # momentum scales, no more
+    rounding = 1e-2 if cpu_has_bf16() else 1e-4  # orthogonalised in bf16
+    assert torch.allclose(step, orthogonalised(gradient.flatten(1)).float(), atol=rounding)  # momentum scales, no more
 
 
 def test_muon_is_nesterov_sgd_for_all_but_filters():
@@ -73,7 +75,7 @@ def test_muon_leaves_what_has_no_gradient_and_calls_a_closure():
     assert Muon(module.parameters()).step(lambda: 3.0) == 3.0
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     for wrong in ({"lr": -1}, {"momentum": 1.0}, {"sgd_momentum": 0.0}, {"weight_decay": -1}):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(SettingError, match="must be"):
             Muon(module.parameters(), **wrong)
 
 

@@ -1,8 +1,6 @@
-"""Every recipe, in a reduced form, from data to run folder; and the command line."""
+"""Every recipe, in a reduced form, from data to run folder."""
 
 import contextlib
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -12,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from runs import command, reduced
 
 import vision_wrapper as vw
-from vision_wrapper import cli, data, recipes, report
-from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, UnknownNameError, VisionWrapperError
+from vision_wrapper import data, recipes, report
+from vision_wrapper.errors import (
+    FileWriteError,
+    MissingPackageError,
+    OtherRunError,
+    SettingError,
+    UnknownNameError,
+    VisionWrapperError,
+)
 from vision_wrapper.recipes import RECIPES
 from vision_wrapper.trainer import Callback
 
@@ -33,22 +38,6 @@ def images():
     pixels = rng.integers(0, 150, (90, 16, 16, 3)).astype(np.uint8)
     pixels[np.arange(90), :, :, labels] += 100
     return data.from_arrays((pixels[:60], labels[:60]), (pixels[60:], labels[60:]), ("<b>red</b>", "green", "blue"))
-
-
-SMALL_ARGUMENTS = {"custom_resnet": {"widths": (4, 4, 8, 8)}, "whitened_convnet": {"widths": (4, 8, 8)}}
-
-
-def reduced(name):
-    """A recipe with a small network where there is one, small images, and 2 epochs; it downloads nothing."""
-    recipe = RECIPES[name].changed(epochs=2, batch_size=4, pretrained=None)
-    recipe = recipe.changed(
-        model_args={**recipe.model_args, **SMALL_ARGUMENTS.get(recipe.model, {})},
-        size=recipe.size and 32,
-        val_fraction=min(recipe.val_fraction, 0.1),
-    )
-    if recipe.find_lr:
-        recipe = recipe.changed(find_lr=False, schedule_args={**recipe.schedule_args, "max_lr": 0.01})
-    return recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -95,24 +84,77 @@ def test_the_new_recipes_leave_the_networks_unchanged():
     ]
 
 
+PLAIN_CROP, HOLES = (data.Pad(4), data.RandomCrop()), data.Cutout(8, holes=8)
+LINEAR = {"anneal_strategy": "linear"}
+# What the experiments ran: network, parameters, optimizer with its arguments, batch, epochs, augmentation; and the
+# arguments of torch's OneCycleLR, as fractions of 24 epochs.
+PUBLISHED = {
+    "custom-resnet-onecycle": (
+        {}, 6_573_130, torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-4}, 512, 24,
+        (*PLAIN_CROP, data.Flip(), data.Cutout(8)),
+        {"max_lr": 0.05, "pct_start": 5 / 24, "div_factor": 10, "final_div_factor": 1, **LINEAR},
+    ),
+    "custom-resnet-adam": (
+        {}, 6_573_130, torch.optim.Adam, {"lr": 1e-3, "betas": (0.95, 0.99), "weight_decay": 0}, 128, 24,
+        (*PLAIN_CROP, data.Flip()),
+        None,
+    ),
+    "custom-resnet-sgd": (
+        {"bias": True}, 6_575_370, torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "weight_decay": 0}, 512, 24,
+        (*PLAIN_CROP, data.Flip(0.8), data.Cutout(8, holes=8, p=0.5)),
+        {"max_lr": 0.05, "pct_start": 5 / 24, "div_factor": 10, "final_div_factor": 1e4, "anneal_strategy": "cos"},
+    ),
+    "custom-resnet-late-peak": (
+        {}, 6_573_130, torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-4}, 512, 24,
+        (*PLAIN_CROP, data.Flip(), data.Cutout(8, fill="mean")),
+        {"max_lr": 4.64e-2, "pct_start": 3 / 24, "div_factor": 100, "final_div_factor": 100, **LINEAR},
+    ),
+    "custom-resnet-avgpool": (
+        {"pool": "avg", "activation_after_add": True}, 6_573_130, torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-4},
+        512, 20,
+        (data.Pad(3), data.RandomCrop(), data.Flip(), HOLES),
+        {"max_lr": 0.01, "pct_start": 5 / 24, **LINEAR, "three_phase": True},
+    ),
+    "resnet18-layernorm": (
+        {"norm": "layer", "strides": (1, 1, 2, 2)}, 11_173_962, torch.optim.Adam, {"lr": 1e-3, "weight_decay": 1e-4},
+        128, 40,
+        (*PLAIN_CROP, data.Rotate(5.0), data.Cutout(16, p=0.5)),
+        None,
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CLASSIC)
 def test_every_classic_recipe_as_it_was_published(name):
-    """The table of experiments: parameters, the peak, the last rate."""
     recipe = RECIPES[name]
-    parameters = sum(p.numel() for p in recipe.build_model(10).parameters())
-    expected = {"custom-resnet-sgd": 6_575_370, "resnet18-layernorm": 11_173_962}
-    assert parameters == expected.get(name, 6_573_130)
+    network, parameters, optimizer_class, arguments, batch_size, epochs, operations, cycle = PUBLISHED[name]
+    assert dict(recipe.model_args) == network
+    model = recipe.build_model(10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    optimizer = recipe.build_optimizer(model)
+    assert type(optimizer) is optimizer_class and arguments.items() <= optimizer.defaults.items()
+    assert (recipe.batch_size, recipe.epochs) == (batch_size, epochs)
+    assert data.AUGMENTATIONS[recipe.augment] == operations and not recipe.augment_args
     schedule = recipe.build_schedule(max_lr=0.05)
-    if schedule is not None and schedule.name == "one_cycle":
-        rates = schedule.preview(recipe.epochs, 98)
-        peak = rates.index(max(rates))
-        assert peak == (293 if name == "custom-resnet-late-peak" else 489)
-    if name == "custom-resnet-onecycle":
-        assert (
-            rates[0] == pytest.approx(0.005) and rates[-1] == pytest.approx(0.005) and max(rates) == pytest.approx(0.05)
-        )
-    if name == "custom-resnet-avgpool":
-        assert len(rates) == 20 * 98 and recipe.schedule_epochs == 24
+    if cycle is None:
+        assert (schedule is None) == (name == "custom-resnet-adam")
+        return
+    steps = 98
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(plain, total_steps=24 * steps, cycle_momentum=False, **cycle)
+    expected = []
+    for _ in range(epochs * steps):
+        expected.append(torchs.get_last_lr()[0])
+        plain.step()
+        torchs.step()
+    assert schedule.every == "batch" and schedule.preview(epochs, steps) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_plateau_of_the_published_resnet18():
+    schedule = RECIPES["resnet18-layernorm"].build_schedule()
+    found = schedule.build(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 40, 391)
+    assert isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau) and schedule.monitor == "val_accuracy"
+    assert (found.factor, found.patience, found.mode) == (0.2, 3, "max")
 
 
 def test_a_peak_keeps_its_fraction():
@@ -200,6 +242,28 @@ def test_the_finder_chooses_the_rate(images, tmp_path):
     curve = json.loads((tmp_path / "run/lr_curve.json").read_text())
     assert (tmp_path / "run/plots/lr_curve.png").exists()
     assert 0 < curve["suggestion"] < 10 and result.history[-1]["lr"] == pytest.approx(curve["suggestion"] / 10, rel=0.3)
+
+
+def test_a_recipe_without_a_seed_follows_seed_everything(images, tmp_path):
+    assert RECIPES["quickstart"].seed is None
+    vw.seed_everything(5)
+    assert recipes.run(reduced("quickstart"), images, out=tmp_path / "a", callbacks=[]).recipe.seed == 5
+    assert recipes.run(reduced("quickstart"), images, out=tmp_path / "b", callbacks=[], seed=0).recipe.seed == 0
+
+
+def test_recipes_share_nothing_that_can_change():
+    first, second = RECIPES["custom-resnet-onecycle"], RECIPES["custom-resnet-late-peak"]
+    assert first.optimizer_args == second.optimizer_args and first.optimizer_args is not second.optimizer_args
+    assert first.changed(lr=1.0).optimizer_args is not first.optimizer_args
+
+
+def test_a_torchvision_of_another_build_is_found_before_training(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it is an ImportError
+    with pytest.raises(MissingPackageError, match="pip install --force-reinstall torch torchvision"):
+        recipes.run(reduced("quickstart"), images, out=tmp_path / "run", callbacks=[])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(MissingPackageError, match="cannot be used beside torch"):
+        data.load("cifar10", tmp_path)
 
 
 def test_unknown_names_are_named():
@@ -418,7 +482,7 @@ def test_unreadable_files_are_left_out_by_every_command(image_folder, tmp_path):
     settings = ("--data", image_folder, "--epochs", "2", "--set", 'model_args={"widths": [4, 4, 8, 8]}')
     settings += ("--set", "batch_size=2", "--set", "val_fraction=0", "--set", "drop_last=true", "--skip-unreadable")
     assert "cat        3" in command("stats", image_folder, "--skip-unreadable", cwd=tmp_path)
-    assert "quickstart:" in command("repeat", "quickstart", "--seeds", "1", *settings, cwd=tmp_path)
+    assert f"quickstart on {image_folder}: " in command("repeat", "quickstart", "--seeds", "1", *settings, cwd=tmp_path)
 
 
 def test_an_empty_folder_becomes_the_run(images, tmp_path, monkeypatch):
@@ -439,83 +503,6 @@ def test_a_full_disk_is_said_and_leaves_what_was(images, tmp_path):
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-# ---- the command line
-
-
-def command(*arguments, cwd, expect=0):
-    """What the command says, in this process: starting one takes seconds."""
-    said = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
-    ):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["vision-wrapper", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert (ended.value.code or 0) == expect, said.getvalue()
-    return said.getvalue()
-
-
-def test_the_command_line_from_training_to_export(tmp_path):
-    digits = data.load("digits", channels=1)
-    for part, split in (("train", digits.train), ("test", digits.test)):
-        for i in range(60):
-            image, label = split[i]
-            path = tmp_path / "digits" / part / str(label % 3) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[:, :, 0]).save(path)
-    arguments = (
-        "train", "--data", "./digits", "--epochs", 1, "--set", 'model_args={"widths": [4, 4, 8, 8]}', "--set",
-        "batch_size=4", "--out", "run",
-    )  # fmt: skip
-    assert "report: run/report.html" in command(*arguments, cwd=tmp_path)
-    assert "report: run/report.html" in command(*arguments, cwd=tmp_path)
-    assert "test accuracy" in command("evaluate", "run", cwd=tmp_path)
-    assert "report" in command("report", "run", cwd=tmp_path)
-    file = next((tmp_path / "digits/test").rglob("*.png"))
-    name, predicted, probability = command("predict", "run/best.safetensors", file, cwd=tmp_path).strip().split("\t")
-    assert name == str(file) and predicted in "012" and 0 < float(probability) <= 1
-    several = command("predict", "run/best.safetensors", file, "gone.png", file, cwd=tmp_path, expect=1)
-    assert several.count(f"{file}\t") == 2 and "There is no image file gone.png" in several
-    command("export", "run/best.safetensors", "--format", "torch", "--out", "m.pt2", cwd=tmp_path)
-    assert (tmp_path / "m.pt2").exists()
-    assert "train 60 images of 32x32" in command("stats", "./digits", cwd=tmp_path)
-    with (tmp_path / "run/mistakes.csv").open() as file:
-        assert next(csv.reader(file))
-
-
-def test_the_command_line_says_what_is_wrong(tmp_path):
-    assert "did you mean 'quickstart'" in command("train", "quickstrat", cwd=tmp_path, expect=2)
-    assert "did you mean 'epochs'" in command("train", "--set", "epoch=3", cwd=tmp_path, expect=2)
-    assert "no run folder" in command("report", tmp_path, cwd=tmp_path, expect=2)
-    assert "does not exist" in command("train", "--data", "./nowhere", cwd=tmp_path, expect=2)
-    assert "Unknown setting" in command("train", "--set", "device=cuda", cwd=tmp_path, expect=2)
-    assert "given twice" in command("train", "--epochs", 2, "--set", "epochs=3", cwd=tmp_path, expect=2)
-    assert "--data digits" in command("train", "digits", cwd=tmp_path, expect=2)
-    assert "is a folder" in command("predict", tmp_path, "x.png", cwd=tmp_path, expect=2)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_recipes_lists_every_recipe(tmp_path):
-    text = command("recipes", cwd=tmp_path)
-    assert all(name in text for name in RECIPES)
-
-
-def test_help_loads_no_torch(tmp_path):
-    code = "\n".join(
-        [
-            "import sys; sys.argv = ['vision-wrapper', '--help']",
-            "from vision_wrapper import cli",
-            "try: cli.main()",
-            "except SystemExit: pass",
-            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules",
-        ]
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
 
 
 @pytest.mark.slow

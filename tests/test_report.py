@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from runs import command, reduced
 from scipy.stats import binomtest
-from test_recipes import command, reduced
 from torch import nn
 
 import vision_wrapper as vw

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_recipes import reduced
+from runs import reduced
 
 from vision_wrapper import recipes
 

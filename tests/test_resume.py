@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from fits import equal, make, weights
 from PIL import Image
-from test_trainer import equal, make, weights
 
 from vision_wrapper import data, recipes
 from vision_wrapper.errors import DataNotFoundError, DeviceMemoryError, OtherRunError, SettingError, WorkerError

@@ -174,7 +174,7 @@ def test_evaluation_records_no_graph_and_waits_for_no_batch():
     assert set(graphs) == {None} and waits[0] == waits[1]
 
 
-def test_evaluation_takes_large_batches_of_small_images(tiny):
+def test_evaluation_takes_large_ready_batches_small_images(tiny):
     loaders = data.make_loaders(tiny, batch_size=4, val_fraction=0.25)
     assert (loaders.train.batch_size, loaders.val.batch_size, loaders.test.batch_size) == (4, 2048, 2048)
     assert data.make_loaders(tiny, batch_size=32, size=224).test.batch_size == 32

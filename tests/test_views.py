@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import make
+from fits import make
 
 from vision_wrapper.errors import SettingError, UnknownNameError
 from vision_wrapper.trainer import VIEWS, View

@@ -64,7 +64,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Public names: {', '.join(__all__)}.")
+        import difflib
+
+        near = difflib.get_close_matches(name, __all__, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint} Public names: {', '.join(__all__)}.")
     value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
     if name in _HOMES:
         value = getattr(value, name)

@@ -72,6 +72,21 @@ def replacing(path: PathLike, size: int) -> Iterator[BinaryIO]:
             temporary.unlink()  # already renamed when all went well
 
 
+def check_writable(path: PathLike) -> None:
+    """Raise `FileWriteError` where a file, or the first missing folder above it, cannot be made. Nothing is written."""
+    path = Path(path).absolute()
+    there = next(parent for parent in path.parents if parent.exists())
+    if path.is_dir():
+        why = "it is a folder"
+    elif not there.is_dir():
+        why = f"{there} is a file, not a folder"
+    elif not os.access(there, os.W_OK):
+        why = f"the folder {there} may not be written to"
+    else:
+        return
+    raise FileWriteError(errno.EACCES, f"Cannot write {path}: {why}. Choose another path")
+
+
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Write a whole file; see `replacing`."""
     with replacing(path, len(content)) as file:

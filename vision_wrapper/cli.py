@@ -63,7 +63,7 @@ def train(
         command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
         _say(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
         raise typer.Exit(130)
-    _print_accuracy(result.predictions)
+    _print_accuracy(f"of the last epoch, {_trained(result.run_dir)}", result.predictions)
     _say(f"report: {result.run_dir / 'report.html'}")
 
 
@@ -76,7 +76,7 @@ def evaluate(run: RunArgument) -> None:
     from vision_wrapper import recipes
 
     predictions = recipes.evaluate_run(run)
-    _print_accuracy(predictions)
+    _print_accuracy(f"of best.safetensors, {_trained(run)}", predictions)
     for result in predictions.per_class():
         share = f"{result.accuracy:7.2%}" if result.count else "–".rjust(7)
         typer.echo(f"  {result.name:20} {share}  ({result.correct}/{result.count})")
@@ -340,11 +340,19 @@ def _settings(data: str | None, epochs: int | None, seed: int | None, assignment
     return settings
 
 
-def _print_accuracy(predictions: Any) -> None:
+def _trained(run: Path) -> str:
+    """The data and the seed of a run folder."""
+    from vision_wrapper.recipes.run_folder import read_run
+
+    plan, identity = read_run(run)
+    return f"{identity['data']}, seed {plan.seed}"
+
+
+def _print_accuracy(of: str, predictions: Any) -> None:
     low, high = predictions.accuracy_interval()
     right = round(predictions.accuracy() * len(predictions))
     _say(
-        f"test accuracy: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
+        f"test accuracy {of}: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
         f"95% interval {low:.2%} to {high:.2%})"
     )
 

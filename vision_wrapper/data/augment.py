@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -344,11 +346,13 @@ class Augmenter:
             import copy
 
             _check_fills(augment)
-            return _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
+            own = _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
+            return _GlobalRandomness(own, self._random)
         if callable(augment):
             parts = [augment, *getattr(augment, "children", tuple)()]  # of a Sequential
             wants_pil = any(_comes_from(part, "torchvision") for part in parts)
-            return _GlobalRandomness(augment, self._random, wants_pil)
+            _check_fills(augment)
+            return _GlobalRandomness(_Callable(augment, self._random, wants_pil), self._random)
         raise SettingError(
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."
@@ -385,7 +389,11 @@ def _describe(augment: Augmentation) -> str:
         return augment
     if hasattr(augment, "__qualname__"):  # a function or a class
         return f"{augment.__module__}.{augment.__qualname__}"  # type: ignore[union-attr]
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(augment))
+    try:
+        text = repr(augment)
+    except ValueError:  # of a Compose with a Lambda that has no name
+        text = f"{type(augment).__name__}([{', '.join(map(_describe, getattr(augment, 'transforms', ())))}])"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def _comes_from(augment: object, package: str) -> bool:
@@ -394,16 +402,19 @@ def _comes_from(augment: object, package: str) -> bool:
 
 
 def _check_fills(transform: Any) -> None:
-    """Raise where a transform of albumentations, or one within it, fills with values of normalised images."""
+    """Raise where a transform of albumentations or torchvision, or one within it, fills with normalised values."""
+    if not (_comes_from(transform, "albumentations") or _comes_from(transform, "torchvision")):
+        return
     for part in getattr(transform, "transforms", ()):
         _check_fills(part)
-    fill = getattr(transform, "fill", None)
-    values = fill if isinstance(fill, (tuple, list)) else (fill,)
-    if any(isinstance(value, float) and 0 < value < 1 for value in values):
-        raise SettingError(
-            f"{type(transform).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
-            "afterwards. Multiply it by 255."
-        )
+    for name in ("fill", "value"):  # the latter is RandomErasing's
+        fill = getattr(transform, name, None)
+        values = fill if isinstance(fill, (tuple, list)) else (fill,)
+        if any(isinstance(value, float) and value < 1 and value != 0 for value in values):
+            raise SettingError(
+                f"{type(transform).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
+                "afterwards. Multiply it by 255."
+            )
 
 
 class _Albumentations:
@@ -419,11 +430,53 @@ class _Albumentations:
         return checked_image(self.compose(image=image)["image"])
 
 
-class _GlobalRandomness:
-    """A callable that draws from the global generators: they are seeded for the sample, and put back by the loader."""
+class _Callable:
+    """A user's callable; albumentations pipelines that it keeps, wherever, draw from the sample's generators."""
 
     def __init__(self, function: Callable[[Any], Any], sample_random: SampleRandom, wants_pil: bool):
         self.function, self.sample_random, self.wants_pil = function, sample_random, wants_pil
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        given: Any = image
+        if self.wants_pil:
+            given = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        with _pipelines_drawing_from(self.sample_random):
+            return checked_image(self.function(given))
+
+
+@contextmanager
+def _pipelines_drawing_from(sample_random: SampleRandom) -> Iterator[None]:
+    """Within, every albumentations transform of the process draws from these generators; its own stay as they were."""
+    if "albumentations" not in sys.modules:
+        yield
+        return
+    from albumentations.core.composition import BaseCompose
+    from albumentations.core.transforms_interface import BasicTransform
+
+    def always(name: str, generator: Any) -> property:
+        # It comes before the attribute of the object, which one that is made or seeded meanwhile still gets.
+        return property(lambda transform: generator, lambda transform, own: vars(transform).update({name: own}))
+
+    generators = {"random_generator": sample_random.numpy, "py_random": sample_random.python}
+    for kind in (BaseCompose, BasicTransform):
+        for name, generator in generators.items():
+            setattr(kind, name, always(name, generator))
+    try:
+        yield
+    finally:
+        for kind in (BaseCompose, BasicTransform):
+            for name in generators:
+                delattr(kind, name)
+
+
+class _GlobalRandomness:
+    """Something of the user's that may draw from the global generators: they are seeded for the sample.
+
+    The loader puts them back. It is given a copy of the image, should it draw on its argument.
+    """
+
+    def __init__(self, apply: Callable[[np.ndarray], np.ndarray], sample_random: SampleRandom):
+        self.apply, self.sample_random = apply, sample_random
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         import torch
@@ -432,9 +485,7 @@ class _GlobalRandomness:
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        if not self.wants_pil:
-            return checked_image(self.function(image.copy()))  # the raw image, should it draw on its argument
-        return checked_image(self.function(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)))
+        return self.apply(image.copy())
 
 
 def checked_image(result: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -295,7 +296,7 @@ def shuffles(loader: Any) -> bool:
         return loader.shuffle
     kinds = torch.utils.data
     random = (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)
-    return any(isinstance(sampler, random) for sampler in samplers(loader))
+    return any(isinstance(sampler, random) or getattr(sampler, "shuffle", False) for sampler in samplers(loader))
 
 
 def check_values(inputs: Tensor, name: str = "train") -> Iterator[Finding]:
@@ -353,10 +354,22 @@ def _check_last_batch(loader: Any) -> Iterator[Finding]:
 
 
 def _check_streams(loader: Any) -> Iterator[Finding]:
-    """Whether the workers of torch's DataLoader draw the same random numbers, or draw them anew each epoch.
+    """Whether augmentations repeat where they must not, or are not repeatable.
 
-    Each worker is given the same image `DRAWS` times. (The loaders of this library cannot have the fault.)
+    Each worker of torch's DataLoader is given the same image `DRAWS` times. The loaders of this library seed what an
+    augmentation may draw from, but for a generator of its own.
     """
+    if isinstance(loader, Loader):
+        indices = loader.order(0)[:DRAWS]
+        if not torch.equal(*(loader.inputs(0, indices) for _ in range(2))):
+            yield Finding(
+                "own_generator",
+                "error",
+                "The same image of the same epoch is augmented differently each time: the augmentation has a random "
+                "generator of its own, so that workers may draw alike, and a resumed run is another.",
+                "Draw from random, np.random or torch, which are seeded for each image.",
+            )
+        return
     workers = getattr(loader, "num_workers", 0)
     indexed = isinstance(loader, torch.utils.data.DataLoader) and hasattr(loader.dataset, "__getitem__")
     if not workers or not indexed or isinstance(loader.dataset, torch.utils.data.IterableDataset):
@@ -436,7 +449,7 @@ def check_model(
     with preserve_mode(model), torch.no_grad():
         model.eval()
         try:
-            logits = model(inputs).float()
+            logits = model(inputs)
         except (RuntimeError, ValueError) as error:
             yield does_not_take(model, inputs, error)
             return
@@ -454,6 +467,7 @@ def check_model(
     numbers = targets.ndim == 1 and not targets.is_floating_point()
     if numbers and (wants_logits or logits.shape[1] > 1):  # one output may be right for a loss of somebody's own
         yield from check_targets(targets[targets != ignore_index], logits.shape[1])
+    if wants_logits or (numbers and logits.shape[1] > 1):
         yield from check_outputs(logits, classes, wants_logits)
 
 
@@ -493,7 +507,11 @@ def check_outputs(logits: Tensor, classes: int | None, wants_logits: bool) -> It
             f"The model has {logits.shape[1]} outputs for {classes} classes.",
             "Build it with num_classes=len(data.classes).",
         )
-    if _sum_to_one(logits) or (wants_logits and _sum_to_one(logits.exp())):
+    # A logarithm is rounded by eps / 2 of itself, so that the probabilities' sum is off by eps / 2 times their entropy,
+    # which is log(classes) at most; in bf16, which CPUs' autocast returns, that is 1%.
+    rounding = torch.finfo(logits.dtype).eps * (1 + math.log(logits.shape[1]))
+    values, tolerance = logits.float(), max(1e-4, rounding)
+    if _sum_to_one(values, tolerance) or (wants_logits and _sum_to_one(values.exp(), tolerance)):
         yield Finding(
             "softmax",
             "warning",
@@ -502,10 +520,9 @@ def check_outputs(logits: Tensor, classes: int | None, wants_logits: bool) -> It
         )
 
 
-def _sum_to_one(values: Tensor) -> bool:
+def _sum_to_one(values: Tensor, tolerance: float) -> bool:
     """Whether each row (N, classes) is a distribution."""
-    ones = torch.ones_like(values[:, 0])
-    return bool((values >= 0).all() and torch.allclose(values.sum(1), ones, atol=1e-4))
+    return bool((values >= 0).all() and ((values.sum(1) - 1).abs() < tolerance).all())
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pickle import PicklingError
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -68,19 +69,19 @@ class Loader:
         shuffle: bool = False,
         drop_last: bool = False,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         balanced: bool = False,
         progressive_size: ProgressiveSize = (),
     ):
         self.split, self.classes, self.preprocess = split, classes, preprocess
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.num_workers, self.seed, self.balanced = num_workers, seed, balanced
+        self.num_workers, self.seed, self.balanced = num_workers, checked_seed(seed), balanced
         self.progressive_size = tuple((float(first), float(share)) for first, share in progressive_size)
         self.epoch = 0
         self.device = torch.device("cpu")
         self._samples = _Samples(split, preprocess, augmenter)
         mixing = augmenter.mixing if augmenter is not None else None
-        self._mixer = None if mixing is None else Mixer(mixing, len(classes), seed)
+        self._mixer = None if mixing is None else Mixer(mixing, len(classes), self.seed)
         self._workers: list[_Workers] = []
         self._on_device: _DeviceSamples | None = None
 
@@ -375,7 +376,7 @@ class _Workers:
         dead = False
         try:
             with preserve_random_states():  # torch draws a base seed for its workers; ours need none
-                batches = iter(self._loader)
+                batches = self._started()
             for batch in batches:
                 if isinstance(batch, Exception):
                     raise batch
@@ -390,6 +391,16 @@ class _Workers:
             ) from error
         finally:
             self.busy = dead  # free, also when the pass is left before its end; the dead are never asked again
+
+    def _started(self) -> Iterator[Any]:
+        """The batches to come; the first time, the processes are started."""
+        try:
+            return iter(self._loader)
+        except (PicklingError, AttributeError, TypeError) as error:  # as of a lambda, where processes are spawned
+            raise SettingError(
+                f"The augmentation cannot be sent to the processes that load images: {error} Define it at the top of a "
+                "module, or pass num_workers=0."
+            ) from error
 
 
 class _Requests(torch.utils.data.Sampler):

@@ -33,7 +33,12 @@ class Preprocess:
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side >= 1 for side in size):
             raise SettingError(f"size must be (height, width) in pixels, got {self.size!r}.")
-        mean, std = (tuple(float(v) for v in values) for values in (self.mean, self.std))
+        try:
+            mean, std = (tuple(float(v) for v in values) for values in (self.mean, self.std))
+        except (TypeError, ValueError) as error:
+            raise SettingError(
+                f"mean and std are sequences of numbers, one a channel, got {self.mean!r} and {self.std!r}."
+            ) from error
         if len(mean) != self.channels or len(std) != self.channels:
             raise SettingError(
                 f"mean and std need a value for each of {self.channels} channels, got {len(mean)} and {len(std)}."

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vision_wrapper._lookup import Table
 from vision_wrapper._seeding import checked_seed
+from vision_wrapper._torchvision import torchvision
 from vision_wrapper.data.images import IMAGE_SUFFIXES, decode
 from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
 
@@ -233,14 +234,8 @@ def _load_named(name: str, root: Path, channels: int) -> ImageData:
         ) from error
     known = channels == 3 or len(source.mean) == 1
     repeat = channels if len(source.mean) == 1 else 1
-    return ImageData(
-        name,
-        data.train,
-        data.test,
-        data.classes,
-        mean=source.mean * repeat if known else None,
-        std=source.std * repeat if known else None,
-    )
+    mean, std = (source.mean * repeat, source.std * repeat) if known else (None, None)
+    return replace(data, name=name, mean=mean, std=std)
 
 
 def from_arrays(
@@ -265,7 +260,8 @@ def from_arrays(
     Raises:
         DataError: other shapes or types, labels that do not fit, fewer than two classes.
     """
-    if classes is not None and (not isinstance(classes, Sequence) or len(set(map(str, classes))) != len(classes)):
+    named = classes is None or (isinstance(classes, (Sequence, np.ndarray)) and not isinstance(classes, str))
+    if not named or (classes is not None and len(set(map(str, classes))) != len(classes)):
         raise DataError(f"classes must be a sequence of different names, got {classes!r}.")
     splits = {}
     for split_name, pair in (("train", train), ("test", test), ("val", val)):
@@ -531,9 +527,7 @@ def _load_digits(root: Path, channels: int) -> ImageData:
 
 def _torchvision_data(class_name: str, classes: tuple[str, ...] | None = None) -> Callable[[Path, int], ImageData]:
     def load_it(root: Path, channels: int) -> ImageData:
-        import torchvision.datasets
-
-        constructor = getattr(torchvision.datasets, class_name)
+        constructor = getattr(torchvision().datasets, class_name)
         splits: list[ArraySplit] = []
         for train in (True, False):
             dataset = constructor(str(root), train=train, download=True)

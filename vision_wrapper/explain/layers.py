@@ -99,6 +99,18 @@ def layer_of_each_size(probe: Probe) -> list[Layer]:
     return [layer for layer in probe.layers.values() if layer in best.values()]
 
 
+def layers_of_stages(probe: Probe, count: int) -> list[Layer]:
+    """The last `count` of `layer_of_each_size`; where there are fewer, also the last of the other outermost blocks."""
+    chosen = layer_of_each_size(probe)[-count:]
+    usable = [layer for layer in probe.layers.values() if layer.map_size]
+    depth = min(layer.name.count(".") for layer in usable)
+    parents = {name.rpartition(".")[0] for name in probe.layers}
+    blocks = [layer for layer in usable if layer.name.count(".") == depth and layer.name in parents]
+    missing = count - len(chosen)
+    others = [block for block in blocks if block not in chosen][-missing:] if missing > 0 else []
+    return [layer for layer in usable if layer in chosen or layer in others]
+
+
 def best_layer(probe: Probe) -> str:
     """The layer that `default_layer` names."""
     layers = layer_of_each_size(probe)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vision_wrapper.errors import SettingError
 from vision_wrapper.explain.borrow import borrowed
 from vision_wrapper.explain.full_gradient import full_gradients
-from vision_wrapper.explain.layers import Layers, best_layer, check_layer, layer_names, layer_of_each_size, probed
+from vision_wrapper.explain.layers import Layers, best_layer, check_layer, layer_names, layers_of_stages, probed
 from vision_wrapper.explain.methods import BATCH, METHODS
 from vision_wrapper.explain.package import batch_maps
 
@@ -101,13 +101,16 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
 
 
 def stages(model: nn.Module, image: Tensor, count: int = 4) -> tuple[str, ...]:
-    """The names of one layer for each size of map, the last of the outermost ones; the last `count` sizes, in order.
+    """The names of a layer for each of the last `count` stages, in order: for each size of map the last outermost one.
 
-    ("prep", "layer1", "layer2", "layer3") of `CustomResNet`, ("layer1", …, "layer4") of `resnet18`. Arguments and
-    errors as in `default_layer`.
+    ("prep", "layer1", "layer2", "layer3") of `CustomResNet`, ("layer1", …, "layer4") of `resnet18`. Where two stages
+    have maps of one size, as with other strides, they are told apart by the network's outermost blocks. Arguments and
+    errors as in `default_layer`, and `SettingError` for a `count` below 1.
     """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise SettingError(f"count must be a whole number of at least 1, got {count!r}.")
     with borrowed(model, checked_images(image)) as (net, images):
-        return tuple(layer.name for layer in layer_of_each_size(probed(net, images)))[-count:]
+        return tuple(layer.name for layer in layers_of_stages(probed(net, images), count))
 
 
 def checked_images(images: Any) -> Tensor:

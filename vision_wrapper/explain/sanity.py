@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._seeding import checked_seed
 from vision_wrapper._state import preserve_state
 from vision_wrapper.errors import SettingError
 from vision_wrapper.explain.borrow import borrowed, plain
@@ -74,7 +75,7 @@ def trust(
     layer: str | nn.Module | None = None,
     method: str = "gradcam",
     steps: int = 16,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Trust:
     """Check maps against shuffled weights (Adebayo et al. 2018, arXiv:1810.03292) and by deletion and insertion.
 
@@ -88,13 +89,13 @@ def trust(
         layer: one, as of `cam`.
         method: as of `cam`.
         steps: parts in which the places are removed.
-        seed: of the shuffling and of the random maps.
+        seed: of the shuffling and of the random maps; None is that of `seed_everything`.
 
     Raises what `cam` raises.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SettingError(f"steps must be a whole number of at least 1, got {steps!r}.")
-    images = checked_images(images)
+    images, seed = checked_images(images), checked_seed(seed)
     if not len(images):
         raise SettingError("trust needs at least one image.")
     name = None if layer is None else layer_names(model, layer)[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._lookup import unknown_name
+from vision_wrapper._torchvision import torchvision
 from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherModelError, SettingError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -96,13 +97,11 @@ def from_pytorch_cifar(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _torchvision_state_dict(model_name: str, weights_name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights
-
-    choices = get_model_weights(model_name)
+    choices = torchvision().models.get_model_weights(model_name)
     if weights_name not in choices.__members__:
         raise unknown_name(f"weights of {model_name}", weights_name, choices.__members__)
     try:
-        return dict(choices[weights_name].get_state_dict(progress=True, check_hash=True))
+        return dict(choices[weights_name].get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError) as error:
         raise DataNotFoundError(
             f"torchvision's {model_name} {weights_name} is not on this machine and could not be downloaded ({error}). "

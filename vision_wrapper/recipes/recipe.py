@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from vision_wrapper.trainer.optimizers import check_lookahead
 from vision_wrapper.trainer.precision import PRECISIONS
 from vision_wrapper.trainer.views import views_of
 
+_DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
 TEXTS = {"description", "published", "goal", "expected"}  # fields of a recipe that change no run
 
 
@@ -87,7 +89,7 @@ class Recipe:
         ema: of the trainer.
         accumulate: of the trainer.
         tta: test-time averaging whose accuracy is given beside the plain one, or None.
-        seed: of everything random.
+        seed: of everything random; None is that of `seed_everything`.
         published: what the original reports, as text.
         goal: the test accuracies that were aimed at, in [0, 1], without and with `tta`; or None.
         expected: what was measured with this library, or None.
@@ -127,19 +129,21 @@ class Recipe:
     ema: float | None = None
     accumulate: int = 1
     tta: str | None = None
-    seed: int = 0
+    seed: int | None = None
     published: str = ""
     goal: tuple[float | None, float | None] | None = None
     expected: Expected | None = None
 
     def __post_init__(self):
+        for name in _DICTS:  # its own: recipes that were made from the same one do not share them
+            object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
         self._check_texts()
         self._check_numbers()
         checked_seed(self.seed)
         check_names("optimizer", [self.optimizer], OPTIMIZERS)
         check_names("precision", [self.precision], PRECISIONS)
         check_names("normalisation", [self.normalisation], ("data", "imagenet"))
-        for name in ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead"):
+        for name in _DICTS:
             value = getattr(self, name)
             if not isinstance(value, Mapping) and not (value is None and name in ("groups", "lookahead")):
                 raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {value!r}.')

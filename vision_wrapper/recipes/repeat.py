@@ -17,7 +17,8 @@ from vision_wrapper.errors import SettingError
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
 from vision_wrapper.recipes.run import run, source_of
-from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.recipes.run_folder import read_run
+from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback
 
 CONFIDENCE = 0.95
@@ -33,6 +34,7 @@ class Repeats:
         accuracies: one a seed.
         tta_accuracies: with the recipe's test-time averaging; None where it has none.
         images_per_second: of training, one a seed.
+        data: their name, or the folder they lie in.
         test_images: how many an accuracy is of.
         run_dirs: the run folders.
     """
@@ -42,6 +44,7 @@ class Repeats:
     accuracies: tuple[float, ...]
     tta_accuracies: tuple[float, ...] | None
     images_per_second: tuple[float, ...]
+    data: str
     test_images: int
     run_dirs: tuple[Path, ...]
 
@@ -61,7 +64,7 @@ class Repeats:
         return mean_interval(self.accuracies, 1 / self.test_images)
 
     def __str__(self) -> str:
-        text = f"{self.recipe.name}: {self.mean:.2%}"
+        text = f"{self.recipe.name} on {self.data}: {self.mean:.2%}"
         if self.spread is not None and self.interval is not None:
             low, high = self.interval
             text += f" ± {100 * self.spread:.2f} ({_seeds(self.seeds)}; mean's 95% interval {low:.2%} to {high:.2%})"
@@ -111,7 +114,7 @@ class Comparison:
 
     def __str__(self) -> str:
         points = 100 * self.difference
-        seeds = _seeds(self.a.seeds)
+        seeds = f"{_seeds(self.a.seeds)} on {self.a.data}"
         if self.interval is None:
             return (
                 f"A difference of {self.a.recipe.name} and {self.b.recipe.name} is not shown: {points:+.2f} points, "
@@ -208,7 +211,7 @@ def compare(
 def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
     if "seed" in settings:
         raise SettingError("The seeds are given by seeds=, such as seeds=[7].")
-    return (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    return plan_of(recipe, settings)
 
 
 def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
@@ -221,6 +224,7 @@ def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) ->
         tuple(result["accuracy"] for result in results),
         None if None in averaged else tuple(averaged),
         tuple(result["images_per_second"] for result in results),
+        read_run(folders[0])[1]["data"],
         results[0]["test_images"],
         tuple(folders),
     )

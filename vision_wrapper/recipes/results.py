@@ -13,6 +13,7 @@ import vision_wrapper
 from vision_wrapper import data as image_data
 from vision_wrapper import models, viz
 from vision_wrapper._files import read_json, write_bytes, write_text
+from vision_wrapper._torchvision import torchvision
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loader, Loaders
 from vision_wrapper.errors import DamagedFileError, SettingError
@@ -159,14 +160,12 @@ def environment(trainer: Trainer) -> dict[str, Any]:
     """What the run was made on, without anything personal."""
     from importlib.metadata import version
 
-    import torchvision
-
     device = trainer.device
     return {
         "vision_wrapper": vision_wrapper.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": torchvision().__version__,
         "albumentations": version("albumentations"),  # importing it would ask the package index
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),

@@ -17,8 +17,9 @@ from vision_wrapper import data as image_data
 from vision_wrapper import models, report
 from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_json
-from vision_wrapper._seeding import seed_generators
+from vision_wrapper._seeding import checked_seed, seed_generators
 from vision_wrapper._state import preserve_random_states
+from vision_wrapper._torchvision import torchvision
 from vision_wrapper.classifier import load_classifier
 from vision_wrapper.data import ImageData, Loaders
 from vision_wrapper.data.loaders import common_size
@@ -45,7 +46,7 @@ from vision_wrapper.recipes.run_folder import (
     remove_folder,
     unfinished_run,
 )
-from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
 
 _NEXT_PROCESS = 1_000_003  # from a process's seed to the next one's
@@ -108,8 +109,9 @@ def run(
         OtherRunError: `out` holds a run of another recipe, of other settings or of other data, or another process is
             at work in it.
     """
-    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    plan = plan_of(recipe, settings)
     source = source_of(plan, data)
+    torchvision()  # the report needs it: a wrong one is found now, and not after training
     processes = join()
     images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
@@ -138,7 +140,8 @@ def run(
                 return (folder / "last.ckpt").exists()
 
             begun = processes.on_main(taken)
-            seed_generators((plan.seed + _NEXT_PROCESS * processes.rank) % 2**32)  # each its own masks of dropout
+            own_seed = (checked_seed(plan.seed) + _NEXT_PROCESS * processes.rank) % 2**32  # for masks of dropout
+            seed_generators(own_seed)
             trainer = _trainer(plan, images, loaders, callbacks, device, begun)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
@@ -263,10 +266,10 @@ def find_lr(
     **settings: Any,
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
-    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    plan = plan_of(recipe, settings)
     images, loaders = join().main_first(lambda: _load(plan, source_of(plan, data), root, skip_unreadable))
     with preserve_random_states():
-        seed_generators(plan.seed)
+        seed_generators(checked_seed(plan.seed))
         return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
 
 

@@ -5,7 +5,11 @@ What a recipe reached is not written here: `evidence.with_expected` adds it, fro
 
 from __future__ import annotations
 
+from typing import Any
+
 from vision_wrapper._lookup import Table
+from vision_wrapper._seeding import checked_seed
+from vision_wrapper.errors import SettingError
 from vision_wrapper.recipes.evidence import with_expected
 from vision_wrapper.recipes.recipe import Recipe
 
@@ -238,3 +242,14 @@ RECIPES: Table[Recipe] = Table(
         )
     },
 )
+
+
+def plan_of(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
+    """What is to be run: the recipe of that name, or the one given, with these settings, and with a seed.
+
+    Raises `UnknownNameError` for an unknown recipe or setting, `SettingError` for anything but a name or a Recipe.
+    """
+    if not isinstance(recipe, (str, Recipe)):
+        raise SettingError(f"recipe must be a name of RECIPES or a Recipe, got {recipe!r}.")
+    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    return plan if plan.seed is not None else plan.changed(seed=checked_seed(None))

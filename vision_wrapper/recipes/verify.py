@@ -21,7 +21,7 @@ from vision_wrapper._files import read_json, read_tensors, write_json
 from vision_wrapper.errors import SettingError, VisionWrapperError
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.run import run
-from vision_wrapper.recipes.table import RECIPES
+from vision_wrapper.recipes.table import plan_of
 
 POLL = 0.0005  # seconds between two looks at the run folder
 MOMENTS = ("at a random moment", "while a checkpoint was written", "right after an epoch, while evaluating")
@@ -69,7 +69,7 @@ def verify_resume(
 
     Raises `VisionWrapperError` where the recipe cannot be trained at all.
     """
-    plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    plan = plan_of(recipe, settings)
     if data is not None and not isinstance(data, str):
         raise SettingError(f"verify_resume starts processes of its own: data is a name or a folder, got {data!r}.")
     generator = random.Random(moments_seed)

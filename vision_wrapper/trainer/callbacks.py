@@ -32,6 +32,7 @@ class Run:
         batch: finished batches of this epoch.
         samples: of this epoch so far.
         total: samples of a whole training epoch, once one has ended.
+        val_total: samples of the validation loader, likewise.
         history: rows of the finished epochs.
         validates: whether fit has a validation loader.
         stop: set it to a reason, and the run ends after this epoch.
@@ -44,6 +45,7 @@ class Run:
     batch: int = 0
     samples: int = 0
     total: int = 0
+    val_total: int = 0
     history: History = field(default_factory=History)
     validates: bool = False
     stop: str | None = None
@@ -99,13 +101,17 @@ def epoch_line(run: Run) -> str:
     row, width = run.history[-1], len(str(run.epochs))
     parts = [f"epoch {row['epoch']:{width}}/{run.epochs}", f"train loss {row['train_loss']:.4f}"]
     if row["train_accuracy"] is not None:
-        parts.append(f"accuracy {row['train_accuracy']:.2%} ({round(row['train_accuracy'] * run.total)}/{run.total})")
+        parts.append(_hits(row["train_accuracy"], run.total))
     if row["val_loss"] is not None:
         parts.append(f"val loss {row['val_loss']:.4f}")
     if row["val_accuracy"] is not None:
-        parts.append(f"accuracy {row['val_accuracy']:.2%}")
+        parts.append(_hits(row["val_accuracy"], run.val_total))
     parts += [f"lr {row['lr']:.3g}", f"{row['seconds']:.1f} s"]
     return "  ".join(parts)
+
+
+def _hits(accuracy: float, total: int) -> str:
+    return f"accuracy {accuracy:.2%} ({round(accuracy * total)}/{total})"
 
 
 class ProgressBar(Callback):

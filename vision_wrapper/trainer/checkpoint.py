@@ -21,6 +21,7 @@ from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.callbacks import Callback
 from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.ema import WeightAverage
+from vision_wrapper.trainer.guards import SCHEDULE_NOTES, SCHEDULED
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.optimizers import Lookahead
 
@@ -33,8 +34,6 @@ KIND = "checkpoint"
 _AS_IT_WAS = (
     "first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "leader", "own_rates"
 )  # fmt: skip
-# What schedules change in the groups of an optimizer.
-_SCHEDULED = {"lr", "initial_lr", "min_lr", "max_lr", "momentum", "betas", "base_momentum", "max_momentum"}
 
 
 def save(trainer: Trainer, path: PathLike) -> None:
@@ -51,7 +50,8 @@ def load(trainer: Trainer, path: PathLike) -> None:
         _check_trainer(trainer, state, path)
         _restore_trainer(trainer, state)
         for group in trainer.optimizer.param_groups:
-            group.pop("initial_lr", None)  # of the fit's schedule, which is not attached here
+            for name in SCHEDULE_NOTES:  # of the fit's schedule, which is not attached here
+                group.pop(name, None)
         if state["run"] is not None and state["run"]["average"] is not None:
             average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
             average.load([tensor.to(trainer.device) for tensor in state["run"]["average"]])
@@ -293,7 +293,8 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
         "schedule": None if run.schedule is None else run.schedule.describe(),
         "optimizer": {
             "class": type(trainer.optimizer).__name__,
-            **{name: repr(value) for name, value in trainer.optimizer.defaults.items()},
+            # Of rates the groups' count; a tensor of one is the group's own, which schedules change.
+            **{k: repr(v) for k, v in trainer.optimizer.defaults.items() if not isinstance(v, Tensor)},
         },
         "groups": [_describe_group(trainer.optimizer, group) for group in trainer.optimizer.param_groups],
         "precision": trainer.precision,
@@ -307,7 +308,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
 
 def _describe_group(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, str]:
     """What a group has of its own, but for what schedules change."""
-    defaults = {name: repr(value) for name, value in optimizer.defaults.items() if name not in _SCHEDULED}
+    defaults = {name: repr(value) for name, value in optimizer.defaults.items() if name not in ("lr", *SCHEDULED)}
     return {name: repr(group[name]) for name, value in defaults.items() if name in group and repr(group[name]) != value}
 
 

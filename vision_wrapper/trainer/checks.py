@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import IGNORED, has_batch_norm
-from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
+from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError, VisionWrapperError
 from vision_wrapper.trainer.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def check_callbacks(callbacks: Sequence[Any]) -> list[Callback]:
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise `SettingError` for an optimizer that does not belong to the model, or that needs a closure."""
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model must be a torch.nn.Module, got {model!r}.")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SettingError(
+            f"optimizer must be made from the model's parameters, as torch.optim.Adam(…), got {optimizer!r}."
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SettingError("LBFGS evaluates a batch several times a step, which this loop does not; use another one.")
     own = {id(p) for p in model.parameters()}
@@ -70,15 +76,49 @@ def check_distributable(model: nn.Module, compile: bool | str) -> None:
         raise SettingError('compile="graphs" is for a single process; several take compile=True.')
 
 
+def check_loss(loss_fn: Any) -> None:
+    """Raise `SettingError` for what is no loss, or sums over the batch: the history would be off by its size."""
+    if isinstance(loss_fn, type) or not callable(loss_fn):
+        raise SettingError(
+            f"loss_fn is a function of (logits, targets), such as nn.CrossEntropyLoss(), got {loss_fn!r}."
+        )
+    own = not str(getattr(getattr(loss_fn, "func", loss_fn), "__module__", "")).startswith("torch.")
+    reduction = _arguments(loss_fn).get("reduction", getattr(loss_fn, "reduction", "mean"))
+    if not own and reduction not in ("mean", "batchmean"):
+        raise SettingError(f'The loss must be the mean over the batch, reduction="mean", got {reduction!r}.')
+
+
 def takes_logits(loss_fn: Any) -> bool:
     """Whether a loss is cross-entropy, which takes the softmax itself."""
-    return loss_fn is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
+    return getattr(loss_fn, "func", loss_fn) is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
 
 
 def ignored_class(loss_fn: Any) -> int:
     """The target that a loss passes over."""
-    keywords = getattr(loss_fn, "keywords", {})  # of functools.partial
-    return int(keywords.get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
+    return int(_arguments(loss_fn).get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
+
+
+def _arguments(loss_fn: Any) -> dict[str, Any]:
+    """What a functools.partial gives its function."""
+    return getattr(loss_fn, "keywords", {})
+
+
+# What a loss may raise of its arguments: a target that is no class, other shapes, other types.
+LOSS_ERRORS = (IndexError, RuntimeError, TypeError, ValueError)
+
+
+class LossFailed(DataError):
+    """A loss could not be computed of a batch; a fit adds which one."""
+
+
+def raise_loss_failed(logits: Tensor, targets: Tensor, error: Exception) -> NoReturn:
+    """Raise what a loss raised with its arguments; an error of this library, or of memory, stays as it is."""
+    if isinstance(error, (VisionWrapperError, torch.OutOfMemoryError)):
+        raise error
+    raise LossFailed(
+        f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) failed: "
+        f"{error} Are there targets that are no class of the model?"
+    ) from error
 
 
 def check_trainable(model: nn.Module) -> None:

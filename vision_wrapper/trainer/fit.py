@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vision_wrapper.trainer.callbacks import Callback, Run
 from vision_wrapper.trainer.checks import not_finite
+from vision_wrapper.trainer.guards import BeforeSchedule
 from vision_wrapper.trainer.parts import Agreement, Parts
 from vision_wrapper.trainer.passes import Evaluation, are_classes
 from vision_wrapper.trainer.schedules import Schedule
@@ -28,7 +29,7 @@ class Fit(Run):
     scheduler: Any = None
     leader: int = 0  # the group of the optimizer whose rate the history keeps
     own_rates: list[float] = field(default_factory=list)  # of the groups, before the schedule
-    initial_rates: list[Any] = field(default_factory=list)  # likewise, what torch's schedulers call initial_lr
+    before_schedule: BeforeSchedule | None = None
     checkpoint: Path | None = None
     checkpoint_seconds: float = math.inf
     settings: dict[str, Any] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class Fit(Run):
 
     def add_row(self, evaluation: Evaluation | None) -> dict[str, Any]:
         """Add the epoch that was trained, and whose losses were read, to the history; return its row."""
-        self.total = self.samples
+        self.total, self.val_total = self.samples, 0 if evaluation is None else evaluation.total
         row = {
             "epoch": self.epoch + 1,
             "lr": float(self.rates[-1]),

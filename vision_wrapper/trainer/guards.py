@@ -58,20 +58,48 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             torch.backends.cudnn.benchmark = benchmark
 
 
+# What torch's schedulers note in the groups of an optimizer, and what besides the rate they change there.
+SCHEDULE_NOTES = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+SCHEDULED = (*SCHEDULE_NOTES, "momentum", "betas")
+
+
+class BeforeSchedule:
+    """What a scheduler changes on an optimizer, but for the rates, as it was before one was made for a fit."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        self._groups = [{name: group[name] for name in SCHEDULED if name in group} for group in optimizer.param_groups]
+        # The counter that a scheduler puts over `step`, where an earlier one of the user's has put one.
+        self._attributes = {name: value for name, value in vars(optimizer).items() if name in ("step", "_opt_called")}
+
+    def put_back(self) -> None:
+        """Leave the optimizer without the fit's scheduler."""
+        for group, own in zip(self.optimizer.param_groups, self._groups, strict=False):  # there may be a new group
+            for name in SCHEDULED:
+                if name in own:
+                    group[name] = own[name]
+                else:
+                    group.pop(name, None)
+        for name in ("step", "_opt_called"):
+            vars(self.optimizer).pop(name, None)
+        vars(self.optimizer).update(self._attributes)
+
+
 @contextmanager
 def unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """A scheduler changes the groups when it is made; one that is then refused must not have."""
+    before = BeforeSchedule(optimizer)
     groups = [dict(group) for group in optimizer.param_groups]
     rates = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
     try:
         yield
     except BaseException:
-        for group, before, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+        for group, own, rate in zip(optimizer.param_groups, groups, rates, strict=True):
             if isinstance(rate, Tensor):  # schedulers change it in place
-                before["lr"].copy_(rate)
+                own["lr"].copy_(rate)
             group.clear()
-            group.update(before)
-        detach_scheduler(optimizer)
+            group.update(own)
+        before.put_back()
         raise
 
 
@@ -79,10 +107,4 @@ def reset_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer)
     """Forget a step that an error has cut short: its gradients were unscaled, and the next ones would not be."""
     scaler._per_optimizer_states.clear()
     for name in ("grad_scale", "found_inf"):  # of fused optimizers
-        vars(optimizer).pop(name, None)
-
-
-def detach_scheduler(optimizer: torch.optim.Optimizer) -> None:
-    """Take away the counter that a torch scheduler puts over the optimizer's `step`."""
-    for name in ("step", "_opt_called"):
         vars(optimizer).pop(name, None)

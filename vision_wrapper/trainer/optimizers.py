@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of the others, as in torch's SGD.
 
     Raises:
-        ValueError: a number that cannot be.
+        SettingError: a number that cannot be.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ):
         if not lr >= 0 or not weight_decay >= 0:
-            raise ValueError(f"lr and weight_decay must be at least 0, got {lr!r} and {weight_decay!r}.")
+            raise SettingError(f"lr and weight_decay must be at least 0, got {lr!r} and {weight_decay!r}.")
         if not (0 < momentum < 1 and 0 < sgd_momentum < 1):
-            raise ValueError(f"momentum and sgd_momentum must be in (0, 1), got {momentum!r} and {sgd_momentum!r}.")
+            raise SettingError(f"momentum and sgd_momentum must be in (0, 1), got {momentum!r} and {sgd_momentum!r}.")
         defaults = {"lr": lr, "momentum": momentum, "sgd_momentum": sgd_momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 

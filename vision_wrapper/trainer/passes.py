@@ -14,7 +14,7 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import does_not_take, shuffles
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.trainer.checks import check_pair, no_batch, out_of_memory
+from vision_wrapper.trainer.checks import LOSS_ERRORS, check_pair, no_batch, out_of_memory, raise_loss_failed
 from vision_wrapper.trainer.parts import evaluated_batches, interleaved
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
@@ -107,8 +107,5 @@ def _loss(loss_fn: Any, logits: Tensor, targets: Tensor) -> Tensor:
     try:
         with torch.no_grad():  # a loss may have parameters of its own
             return loss_fn(logits, targets)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) "
-            f"failed: {error} Are there targets that are no class of the model?"
-        ) from error
+    except LOSS_ERRORS as error:
+        raise_loss_failed(logits, targets, error)

@@ -66,7 +66,8 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
     """A schedule from any function of the optimizer that returns a torch scheduler.
 
     Raises `SettingError` for another `every`, and, when training begins, where a scheduler made for the batches of the
-    run (as OneCycleLR with their number) would be stepped by epoch.
+    run (as OneCycleLR with their number) would be stepped by epoch. It warns where one that is stepped by epoch is made
+    for more steps than that.
     """
     if every not in ("batch", "epoch"):
         raise SettingError(f'every must be "batch" or "epoch", got {every!r}.')
@@ -78,15 +79,26 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError(f"The schedule function {name} must return a torch scheduler, got {scheduler!r}.")
-        length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", 0)
-        if every == "epoch" and length >= epochs * steps_per_epoch > epochs:
-            raise SettingError(
+        length = _length(scheduler)
+        if every == "epoch" and length > epochs:
+            said = (
                 f"{type(scheduler).__name__} is made for {length} steps, but stepped by epoch it takes {epochs}. Pass "
                 'every="batch", or make it for as many steps as epochs.'
             )
+            if length >= epochs * steps_per_epoch > epochs:
+                raise SettingError(said)
+            warnings.warn(said, stacklevel=5)
         return scheduler
 
     return Schedule(name, build, every, monitor=None)
+
+
+def _length(scheduler: Any) -> float:
+    """The steps until a torch scheduler has done, or first does, what it is for; 0 where that is not known."""
+    parts = [_length(part) for part in getattr(scheduler, "_schedulers", ())]  # of a SequentialLR or a chain
+    names = ("total_steps", "T_max", "T_0", "total_iters", "step_size", "total_size")
+    own = [getattr(scheduler, name, None) or 0 for name in names]
+    return max([*parts, *own, *getattr(scheduler, "milestones", ()), *getattr(scheduler, "_milestones", ())])
 
 
 def one_cycle(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._distributed import join
-from vision_wrapper._files import PathLike
+from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._state import (
     loader_states,
     preserve_order,
@@ -37,9 +37,12 @@ from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer import passes
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, hooks_of
 from vision_wrapper.trainer.checks import (
+    LOSS_ERRORS,
+    LossFailed,
     check_callbacks,
     check_distributable,
     check_last_batch,
+    check_loss,
     check_optimizer,
     check_pair,
     check_same_settings,
@@ -49,12 +52,13 @@ from vision_wrapper.trainer.checks import (
     no_batch,
     out_of_memory,
     position,
+    raise_loss_failed,
     takes_logits,
 )
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.fit import Fit
 from vision_wrapper.trainer.guards import (
-    detach_scheduler,
+    BeforeSchedule,
     deterministic_algorithms,
     reset_scaler,
     stop_on_interrupt,
@@ -122,6 +126,9 @@ class Trainer:
         deterministic: bool = False,
     ):
         check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
+        check_optimizer(model, optimizer)
+        if loss_fn is not None:
+            check_loss(loss_fn)
         self.processes = join()
         if self.processes.count > 1:
             check_distributable(model, compile)
@@ -139,7 +146,6 @@ class Trainer:
         self.deterministic = deterministic
         self.epochs_trained = 0
         self.interrupted = False  # whether Ctrl-C ended the last fit
-        check_optimizer(model, optimizer)
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -173,7 +179,10 @@ class Trainer:
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             logits = self._forward(inputs).float()  # losses are computed in float32
-            loss = self.loss_fn(logits, targets)
+            try:
+                loss = self.loss_fn(logits, targets)
+            except LOSS_ERRORS as error:
+                raise_loss_failed(logits, targets, error)
         total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
         if share != 1:
             total = total * share
@@ -274,10 +283,8 @@ class Trainer:
             if not (run.ctrl_c and self.processes.count == 1 and "DataLoader worker" in str(error)):
                 raise
             run.interrupted = True
-        except IndexError as error:
-            if run.in_step and "out of bounds" in str(error):
-                raise DataError(f"{position(run)}: {error} Each target must be a class of the model.") from error
-            raise
+        except LossFailed as error:
+            raise DataError(f"{position(run)}: {error}") from error.__cause__
         finally:
             try:
                 if begun:
@@ -308,7 +315,7 @@ class Trainer:
         groups = self.optimizer.param_groups
         if kept is not None:
             checkpoints.rewind_rates(self.optimizer, kept)
-        run.initial_rates = [group.get("initial_lr") for group in groups]
+        run.before_schedule = BeforeSchedule(self.optimizer)
         run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
         if not any(group.get(name, 0) > 0 for group in groups for name in ("lr", "initial_lr", "max_lr")):
             warnings.warn(
@@ -324,8 +331,8 @@ class Trainer:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
         self._separate()
-        if run.scheduler is not None:
-            detach_scheduler(self.optimizer)
+        if run.before_schedule is not None and run.scheduler is not None:
+            run.before_schedule.put_back()
         if self._scaler.is_enabled():
             reset_scaler(self._scaler, self.optimizer)
         self.interrupted = run.interrupted
@@ -333,10 +340,6 @@ class Trainer:
             return
         if average is not None:
             average.swap()
-        for group, rate in zip(self.optimizer.param_groups, run.initial_rates, strict=False):
-            group.pop("initial_lr", None)  # torch's note of where a schedule began: the next one would begin there
-            if rate is not None:
-                group["initial_lr"] = rate
         self.epochs_trained = run.first_epoch + run.epoch
 
     def _train_epoch(self, run: Fit) -> None:
@@ -476,8 +479,11 @@ class Trainer:
         batches = _length(train_loader)
         if batches == 0:
             raise DataError("The training loader is empty.")
+        check_optimizer(self.model, self.optimizer)  # again: a part of the model may be another one by now
         check_trainable(self.model)
         check_last_batch(self.model, train_loader, self.processes.count)
+        if checkpoint is not None and self.processes.is_main:
+            check_writable(checkpoint)
         run = Fit(
             trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
@@ -531,6 +537,8 @@ class Trainer:
             return
         with preserve_random_states(), preserve_order(loader):
             first = next(evaluated_batches(self, loader), None)
+        if not any(self.processes.gathered(first is not None)):
+            raise no_batch("validation loader")
         self._check_batch(first, loader, training=False)
 
     def _check_batch(self, batch: Any, loader: Any, training: bool = True) -> None:

@@ -1,0 +1,220 @@
+"""Settings, batches and losses that cannot be: errors with words, before anything changes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from fits import equal, make, ready_batches, weights
+from torch import nn
+
+import vision_wrapper as vw
+from vision_wrapper import data, models
+from vision_wrapper.errors import DataError, FileWriteError, NonFiniteLossError, SettingError
+from vision_wrapper.trainer import EpochLog, Trainer, schedules
+
+
+def test_bad_settings_are_errors_before_training(images):
+    trainer, loaders = make(images)
+    before = weights(trainer)
+    for arguments in ({"epochs": 0}, {"epochs": 1.5}, {"epochs": True}, {"epochs": 1, "schedule": 3}):
+        with pytest.raises(SettingError):
+            trainer.fit(loaders.train, **arguments)
+    with pytest.raises(SettingError, match="validation loader"):
+        trainer.fit(loaders.train, epochs=1, schedule=schedules.plateau())
+    with pytest.raises(DataError):
+        trainer.fit([], epochs=1)
+    assert equal(before, weights(trainer))
+    model = models.CustomResNet(3, widths=(4, 4, 4, 4))
+    with pytest.raises(SettingError, match="holds none"):
+        Trainer(model, trainer.optimizer)
+    for arguments in ({"ema": 1.0}, {"accumulate": 0}, {"clip_norm": 0}, {"l1": -1}, {"precision": "fp8"}):
+        with pytest.raises(SettingError):
+            Trainer(model, torch.optim.Adam(model.parameters()), **arguments)
+
+
+def test_a_batch_the_model_cannot_take_is_named(images):
+    trainer, loaders = make(images)
+    model = models.CustomResNet(2, widths=(4, 4, 4, 4))
+    few = Trainer(model, torch.optim.Adam(model.parameters()), callbacks=[])
+    with pytest.raises(DataError, match="num_classes"):
+        few.fit(loaders.train, epochs=1)
+    grey = models.CustomResNet(3, in_channels=1, widths=(4, 4, 4, 4))
+    with pytest.raises(DataError, match="channels"):
+        Trainer(grey, torch.optim.Adam(grey.parameters()), callbacks=[]).fit(loaders.train, epochs=1)
+    one = data.make_loaders(images, batch_size=44)
+    with pytest.raises(SettingError, match="drop_last"):
+        trainer.fit(one.train, epochs=1)
+    with pytest.raises(SettingError, match="shuffle"):
+        trainer.predict(torch.utils.data.DataLoader([(torch.zeros(3, 16, 16), 0)] * 4, shuffle=True))
+
+
+def test_a_loss_that_is_not_finite_is_named_and_never_saved(images, tmp_path):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "good")
+    good = (tmp_path / "good").read_bytes()
+
+    def loss(logits, targets):
+        loss.calls += 1
+        return logits.sum() * (math.nan if loss.calls == 10 else 1e-3)
+
+    loss.calls = 0
+    broken, loaders = make(images, loss_fn=loss)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2, batch 4, learning rate .* sample indices: \["):
+        broken.fit(loaders.train, epochs=3, checkpoint=tmp_path / "bad", checkpoint_seconds=0)
+    assert (tmp_path / "good").read_bytes() == good
+    state = vw._files.read_tensors(tmp_path / "bad", "checkpoint")[0]
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_probabilities_are_warned_of(images):
+    _, loaders = make(images)
+    model = nn.Sequential(models.CustomResNet(3, widths=(4, 4, 4, 4)), nn.Softmax(1))
+    with pytest.warns(UserWarning, match="expects logits"):
+        Trainer(model, torch.optim.Adam(model.parameters()), callbacks=[]).fit(loaders.train, epochs=1)
+
+
+@pytest.mark.parametrize("part", ["training, later", "validation"])
+def test_targets_outside_are_named_wherever_they_come(images, part):
+    good, bad = ready_batches(), ready_batches()
+    bad[-1 if part == "training, later" else 0][1][0] = 9
+    trainer, _ = make(images)
+    if part == "validation":
+        before = weights(trainer)
+        with pytest.raises(DataError, match=r"0\.\.2 for the model's 3 classes, got 0\.\.9"):
+            trainer.fit(good, bad, epochs=1)
+        assert equal(before, weights(trainer))
+        with pytest.raises(DataError, match="no class of the model"):
+            trainer.evaluate(bad)
+    else:
+        with pytest.raises(DataError, match=r"Epoch 1, batch 3: The loss .* Target 9 is out of bounds"):
+            trainer.fit(bad, epochs=1)
+
+
+@pytest.mark.parametrize("helper", ["evaluate", "predict", "find_lr", "fit"])
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((torch.zeros(4, 1, 16, 16), torch.zeros(4).long()), "does not take inputs of shape"),
+        ((np.zeros((4, 3, 16, 16)), np.zeros(4)), "pairs of tensors"),
+        ((torch.zeros(4, 3, 16, 16), torch.zeros(4).long(), 1), "pairs of tensors"),
+        (torch.zeros(4, 3, 16, 16), "pairs of tensors"),
+    ],
+)
+def test_batches_that_cannot_be_are_named_by_every_helper(images, helper, batch, words):
+    trainer, _ = make(images)
+    with pytest.raises(DataError, match=words):
+        getattr(trainer, helper)([batch], **({"epochs": 1} if helper == "fit" else {}))
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(4), torch.zeros(4, 1).long(), torch.zeros(4).int()])
+def test_targets_of_the_wrong_kind_are_named(images, targets):
+    trainer, _ = make(images)
+    with pytest.raises(DataError, match="Cross-entropy takes int64 targets"):
+        trainer.fit([(torch.randn(4, 3, 16, 16), targets)], epochs=1)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.BCEWithLogitsLoss(), lambda logits, targets: logits.sum() + "1", nn.CrossEntropyLoss(torch.ones(5))]
+)
+def test_a_loss_that_cannot_be_computed_is_named_by_every_helper(images, loss):
+    trainer, _ = make(images, loss_fn=loss)
+    for call in (lambda b: trainer.fit(b, epochs=1), trainer.evaluate, trainer.find_lr):
+        with pytest.raises(DataError, match=r"The loss of outputs \(4, 3\) and targets \(4,\) \(torch.int64\) failed"):
+            call(ready_batches())
+
+
+@pytest.mark.parametrize("loss", ["ce", nn.CrossEntropyLoss, nn.CrossEntropyLoss(reduction="sum")])
+def test_what_is_no_mean_loss_is_refused(images, loss):
+    with pytest.raises(SettingError, match="loss"):
+        make(images, loss_fn=loss)
+
+
+def test_what_is_no_model_or_optimizer_is_said(images):
+    trainer, loaders = make(images)
+    for model, optimizer in (("resnet18", trainer.optimizer), (trainer.model, None), (trainer.model, torch.optim.Adam)):
+        with pytest.raises(SettingError, match="model must be" if model == "resnet18" else "optimizer must be"):
+            Trainer(model, optimizer)
+    trainer.model.fc = nn.Linear(8, 3)  # which the optimizer does not know
+    for call in (lambda: trainer.fit(loaders.train, epochs=1), lambda: trainer.find_lr(loaders.train)):
+        with pytest.raises(SettingError, match="The optimizer holds only"):
+            call()
+
+
+def test_what_a_run_will_need_is_asked_for_before_training(images, tmp_path):
+    trainer, loaders = make(images)
+    before = weights(trainer)
+    with pytest.raises(DataError, match="validation loader gave no batch"):
+        trainer.fit(loaders.train, [], epochs=1)
+    (tmp_path / "file").write_text("")
+    for path, why in (("file/last.ckpt", "is a file, not a folder"), (".", "it is a folder")):
+        with pytest.raises(FileWriteError, match=why):
+            trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / path)
+    assert equal(before, weights(trainer))
+
+
+def test_a_last_batch_of_one_is_named(images):
+    trainer, _ = make(images)
+    batches = ready_batches()
+    batches[-1] = (batches[-1][0][:1], batches[-1][1][:1])
+    with pytest.raises(DataError, match="Epoch 1, batch 3: A batch of one"):
+        trainer.fit(batches, epochs=1)
+    with pytest.raises(DataError, match="A batch of one"):
+        trainer.find_lr([batches[-1]])
+    assert trainer.evaluate([batches[-1]]).total == 1
+
+
+def test_a_loader_that_is_none_is_said(images):
+    trainer, _ = make(images)
+    for call in (lambda: trainer.fit(None, epochs=1), lambda: trainer.evaluate(5), lambda: trainer.find_lr(5)):
+        with pytest.raises(SettingError, match="iterable of"):
+            call()
+
+
+def test_soft_targets_have_no_accuracy(images, capsys):
+    trainer, _ = make(images, callbacks=[EpochLog()])
+    soft = [(x, nn.functional.one_hot(y, 3).float() * 0.8 + 0.2 / 3) for x, y in ready_batches()]
+    history = trainer.fit(soft, soft, epochs=1)
+    assert history[0]["train_accuracy"] is None and history[0]["val_accuracy"] is None
+    assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"callbacks": [print]}, "list of trainer.Callback"),
+        ({"callbacks": EpochLog()}, "list of trainer.Callback"),
+        ({"ema": "a"}, "ema"),
+        ({"clip_norm": "a"}, "clip_norm"),
+        ({"device": "nowhere"}, "no device 'nowhere'"),
+    ],
+)
+def test_settings_of_a_trainer_that_cannot_be(images, arguments, words):
+    with pytest.raises(SettingError, match=words):
+        make(images, **arguments)
+
+
+def test_a_frozen_model_and_lbfgs_are_refused(images):
+    trainer, loaders = make(images)
+    trainer.model.requires_grad_(False)
+    with pytest.raises(SettingError, match="unfreeze"):
+        trainer.fit(loaders.train, epochs=1)
+    with pytest.raises(SettingError, match="LBFGS"):
+        Trainer(trainer.model, torch.optim.LBFGS(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (lambda o: None, "must return a torch scheduler"),
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, "schedules.plateau"),
+        (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=12), 'every="batch"'),
+        (schedules.one_cycle(0.1, peak_epoch=9), "outside the run"),
+    ],
+)
+def test_a_refused_schedule_leaves_the_optimizer_alone(images, schedule, words):
+    trainer, loaders = make(images)
+    groups, attributes = repr(trainer.optimizer.state_dict()), set(vars(trainer.optimizer))
+    with pytest.raises(SettingError, match=words):
+        trainer.fit(loaders.train, epochs=2, schedule=schedule)
+    assert repr(trainer.optimizer.state_dict()) == groups and set(vars(trainer.optimizer)) == attributes

@@ -1,0 +1,186 @@
+"""Checkpoints: a resumed run is the run, and another run is refused."""
+
+import signal
+
+import pytest
+import torch
+from fits import StopAt, equal, make, ready_batches, weights
+from torch import nn
+
+import vision_wrapper as vw
+from vision_wrapper import data, models
+from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError
+from vision_wrapper.trainer import Callback, Trainer, schedules
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 7, 14])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dropout": 0.3, "schedule": lambda: schedules.one_cycle(0.02, peak_epoch=1)},
+        {"accumulate": 2, "ema": 0.9, "optimizer": "sgd", "schedule": lambda: schedules.plateau(patience=0)},
+        {"optimizer": "fused"},
+    ],
+    ids=["dropout-onecycle", "accumulate-ema-plateau", "fused"],
+)
+def test_a_resumed_run_is_the_run(images, tmp_path, at, arguments):
+    schedule, options = arguments.get("schedule", lambda: None), {k: v for k, v in arguments.items() if k != "schedule"}
+
+    def fit(callbacks, checkpoint):
+        trainer, loaders = make(images, callbacks=callbacks, **options)
+        history = trainer.fit(
+            loaders.train, loaders.test, epochs=3, schedule=schedule(), checkpoint=checkpoint, checkpoint_seconds=0,
+            batch_history=True,
+        )  # fmt: skip
+        return trainer, history, trainer.predict(loaders.test)
+
+    whole, history, predictions = fit([], None)
+    with pytest.raises(MemoryError):
+        fit([StopAt(at)], tmp_path / "last.ckpt")
+    torch.rand(7)  # another process has other random states
+    resumed, history2, predictions2 = fit([], tmp_path / "last.ckpt")
+    assert equal(weights(whole), weights(resumed))
+    assert torch.equal(predictions.logits, predictions2.logits)
+    assert history.batches == history2.batches
+    drop = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+    assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in history2.rows]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global", "own generator"])
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_plain_dataloader_resumes_exactly_too(tmp_path, own, at):
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    data_set = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+
+    def fit(callbacks, checkpoint):
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+        generator = torch.Generator().manual_seed(7) if own else None
+        loader = torch.utils.data.DataLoader(data_set, batch_size=8, shuffle=True, generator=generator)
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=callbacks)
+        trainer.fit(loader, epochs=3, checkpoint=checkpoint, checkpoint_seconds=0)
+        return weights(trainer)
+
+    whole = fit([], None)
+    with pytest.raises(MemoryError):
+        fit([StopAt(at)], tmp_path / "c")
+    torch.manual_seed(99)
+    assert equal(whole, fit([], tmp_path / "c"))
+
+
+def test_looking_leaves_the_order_of_a_loaders_own_generator():
+    x = torch.randn(40, 6)
+    generator = torch.Generator().manual_seed(7)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long()), batch_size=8, shuffle=True, generator=generator
+    )
+    model = nn.Linear(6, 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
+    before = generator.get_state()
+    trainer.evaluate(loader)
+    trainer.find_lr(loader, num_iter=12)
+    data.check(None, {"train": loader}, model)
+    assert torch.equal(before, generator.get_state())
+
+
+def test_a_finished_run_is_left_as_it_is_and_another_is_an_error(images, tmp_path):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "c")
+    final = weights(trainer)
+    again, loaders = make(images)
+    assert len(again.fit(loaders.train, epochs=2, checkpoint=tmp_path / "c")) == 2
+    assert equal(final, weights(again))
+    with pytest.raises(OtherRunError, match="epochs"):
+        make(images)[0].fit(loaders.train, epochs=5, checkpoint=tmp_path / "c")
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_history(images, tmp_path):
+    class Press(Callback):
+        def on_batch_end(self, run):
+            if run.epoch == 1 and run.batch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer, loaders = make(images, callbacks=[Press()])
+    assert len(trainer.fit(loaders.train, epochs=3, checkpoint=tmp_path / "c")) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed, loaders = make(images)
+    resumed.fit(loaders.train, epochs=3, checkpoint=tmp_path / "c")
+    whole, loaders = make(images)
+    whole.fit(loaders.train, epochs=3)
+    assert equal(weights(whole), weights(resumed))
+
+
+def test_save_and_load(images, tmp_path):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, epochs=1)
+    trainer.save(tmp_path / "t")
+    other, _ = make(images)
+    other.load(tmp_path / "t")
+    assert equal(weights(trainer), weights(other))
+    wrong = models.CustomResNet(4, widths=(4, 4, 8, 8))
+    with pytest.raises(OtherModelError, match="fc"):
+        Trainer(wrong, torch.optim.Adam(wrong.parameters())).load(tmp_path / "t")
+    content = bytearray((tmp_path / "t").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(DamagedFileError):
+        other.load(tmp_path / "t")
+
+
+def test_a_rate_in_a_tensor_is_the_same_run_again(images, tmp_path):
+    """Schedules change the tensor, which the optimizer's defaults share with its group."""
+    trainer, loaders = make(images)
+    optimizer = torch.optim.Adam(trainer.model.parameters(), lr=torch.tensor(0.01))
+    trainer = Trainer(trainer.model, optimizer, callbacks=[])
+    for _ in range(2):  # the cell, and the cell once more
+        history = trainer.fit(loaders.train, epochs=2, schedule=schedules.cosine(), checkpoint=tmp_path / "c")
+    assert len(history) == 2
+
+
+# ---- another run
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"body_lr": 0.02}, "the groups' rates"), ({"weight_decay": 0.3}, "groups: .*weight_decay"), ({}, None)],
+)
+@pytest.mark.parametrize("schedule", [None, schedules.one_cycle(0.1, peak_epoch=0.5)])
+def test_other_groups_of_the_optimizer_are_another_run(images, tmp_path, changes, words, schedule):
+    def fit(**changes):
+        vw.seed_everything(3)
+        model = models.CustomResNet(3, widths=(4, 4, 8, 8))
+        groups = models.parameter_groups(model, lr=0.1, **{"body_lr": 0.01, "weight_decay": 0.1, **changes})
+        trainer = Trainer(model, torch.optim.SGD(groups, lr=0.1), callbacks=[], device="cpu")
+        trainer.fit(ready_batches(), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")
+        trainer.fit(ready_batches(), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")  # the cell once more
+        return weights(trainer)
+
+    first = fit()
+    if words is None:
+        assert equal(first, fit())
+    else:
+        with pytest.raises(OtherRunError, match=words):
+            fit(**changes)
+
+
+@pytest.mark.parametrize("other", ["loss", "weights of the loss", "data", "batches"])
+def test_another_run_is_refused_before_anything_changes(images, tmp_path, other):
+    batches = ready_batches()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]))
+    first, _ = make(images, loss_fn=loss)
+    first.fit(batches, epochs=2, checkpoint=tmp_path / "c")
+    if other == "loss":
+        loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    elif other == "weights of the loss":
+        loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 4]))
+    elif other == "data":
+        batches = [(x * 3, y) for x, y in batches]
+    else:
+        batches = batches[:2]
+    second, _ = make(images, loss_fn=loss, ema=None)
+    before = weights(second), repr(second.optimizer.state_dict()), set(vars(second.optimizer))
+    with pytest.raises(OtherRunError, match=r"loss|loader"):
+        second.fit(batches, epochs=2, checkpoint=tmp_path / "c", schedule=schedules.one_cycle(0.1, peak_epoch=0.5))
+    after = weights(second), repr(second.optimizer.state_dict()), set(vars(second.optimizer))
+    assert equal(before[0], after[0]) and before[1:] == after[1:]

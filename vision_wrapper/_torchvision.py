@@ -1,0 +1,21 @@
+"""torchvision, which has compiled parts that have to be built for the torch beside it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from vision_wrapper.errors import MissingPackageError
+
+
+def torchvision() -> ModuleType:
+    """The package. Raises `MissingPackageError` where it cannot be imported, as beside another build of torch."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError, OSError) as error:
+        import torch
+
+        raise MissingPackageError(
+            f"torchvision cannot be used beside torch {torch.__version__}: {str(error).splitlines()[0]} Install both "
+            "at once, from one index: pip install --force-reinstall torch torchvision"
+        ) from error
+    return torchvision
