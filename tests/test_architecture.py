@@ -165,7 +165,9 @@ def test_all_is_sorted_and_every_name_resolves(module):
 
 def test_the_package_lists_its_names_and_refuses_others():
     assert vision_wrapper.__all__ == sorted(vision_wrapper.__all__) == dir(vision_wrapper)
-    with pytest.raises(AttributeError, match=r"no attribute 'tainer'\. Public names: Predictions"):
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'tainer'; did you mean trainer .* Public names: Predictions"
+    ):
         vision_wrapper.tainer  # noqa: B018
 
 

@@ -83,7 +83,8 @@ def test_a_small_classifier_trains_by_the_speedrun(tmp_path, monkeypatch):
             folder = tmp_path / "images" / split / f"class{label}"
             folder.mkdir(parents=True)
             for number in range(2):
-                Image.fromarray(np.full((32, 32, 3), 20 * label, dtype=np.uint8)).save(folder / f"{number}.png")
+                pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3)) + 20 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
     monkeypatch.syspath_prepend(str(FOLDER))
     arguments = [str(tmp_path / "images"), "--limit", "20", "--epochs", "5", "--batch-size", "10", "--runs", "0"]
     monkeypatch.setattr(sys, "argv", ["speedrun.py", *arguments])

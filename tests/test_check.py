@@ -34,10 +34,10 @@ def test_nothing_is_found_in_the_digits():
 
 def test_labels_outside_and_missing_and_unbalanced(tiny):
     labels = np.array([0] * 22 + [1] * 2)
-    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), "abc")
+    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), tuple("abc"))
     assert names(data.check(images)) == ["missing_class"]
     labels[-1] = 2
-    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), "abc")
+    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), tuple("abc"))
     (finding,) = data.check(images)
     assert finding.check == "imbalance" and "class_weights" in finding.fix and "balanced=True" in finding.fix
     images.train.labels[3] = 7  # as a split of one's own may have it
@@ -47,7 +47,7 @@ def test_labels_outside_and_missing_and_unbalanced(tiny):
 
 def test_the_lines_that_mend_an_imbalance_work(tiny):
     labels = np.array([0] * 22 + [1, 2])
-    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), "abc")
+    images = data.from_arrays((random_images(24, 16), labels), (tiny.test.images, tiny.test.labels), tuple("abc"))
     weights = data.class_weights(images)
     assert weights.tolist() == pytest.approx([24 / 66, 8, 8])
     assert float(weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)

@@ -128,6 +128,33 @@ def test_save_and_load(images, tmp_path):
         other.load(tmp_path / "t")
 
 
+class Running(nn.Module):
+    """A loss with a state: in units of its own average."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.ones(()))
+
+    def forward(self, logits, targets):
+        loss = nn.functional.cross_entropy(logits, targets)
+        if logits.requires_grad:
+            self.average.lerp_(loss.detach(), 0.5)
+        return loss / self.average
+
+
+def test_a_loss_with_a_state_goes_on_with_it(images, tmp_path):
+    def fit(callbacks, checkpoint=None):
+        trainer, loaders = make(images, loss_fn=Running(), callbacks=callbacks)
+        trainer.fit(loaders.train, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0)
+        return trainer
+
+    whole = fit([])
+    with pytest.raises(MemoryError):
+        fit([StopAt(8)], tmp_path / "c")
+    resumed = fit([], tmp_path / "c")
+    assert equal(weights(whole), weights(resumed)) and whole.loss_fn.average == resumed.loss_fn.average
+
+
 def test_a_rate_in_a_tensor_is_the_same_run_again(images, tmp_path):
     """Schedules change the tensor, which the optimizer's defaults share with its group."""
     trainer, loaders = make(images)

@@ -198,11 +198,13 @@ def sampled(in_batches):
     """A torch DataLoader that gives each process samples of its own."""
     inputs, targets = (torch.cat(parts) for parts in zip(*whole_batches(), strict=True))
     images, trainer = TensorDataset(inputs, targets), trainer_of(network())
-    sampler = DistributedSampler(images, shuffle=True, seed=1)
+    sampler = DistributedSampler(images, shuffle=True, seed=1, drop_last=True)
     how = {"batch_sampler": BatchSampler(sampler, 8, False)} if in_batches else {"sampler": sampler, "batch_size": 8}
     found = trained(loader=DataLoader(images, **how))
     found["epoch"] = sampler.epoch
     found["evaluate"] = error_of(lambda: trainer.evaluate(DataLoader(images, batch_size=8, sampler=sampler)))
+    repeating = DataLoader(images, batch_size=8, sampler=DistributedSampler(images))
+    found["repeating"] = error_of(lambda: trainer.fit(repeating, epochs=1))
     shuffling = DataLoader(images, batch_size=8, shuffle=True)
     found["shuffling"] = error_of(lambda: trainer.fit(shuffling, epochs=1))
     found["evaluate shuffling"] = error_of(lambda: trainer.evaluate(shuffling))
@@ -426,6 +428,7 @@ def test_a_distributed_sampler_is_taken_as_it_is(two, name):
         assert same_bits(case, two[0]["sampled"])
         assert "which repeats samples" in case["evaluate"] and "shuffle=False" in case["evaluate shuffling"]
         assert case["shuffling"].startswith("SettingError: This DataLoader shuffles")
+        assert case["repeating"].startswith("SettingError: The DistributedSampler repeats 1 of 45 samples")
 
 
 def test_a_callback_of_one_process_ends_the_run_of_all(two):

@@ -129,7 +129,7 @@ def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
     small = ("--data", image_folder, "--seeds", 2, "--epochs", 1, "--set", "batch_size=4", "--set", "augment=none")
     narrow = ("--set", 'model_args={"widths": [4, 4, 8, 8]}', "--set", "val_fraction=0.0")
     said = command("repeat", "custom-resnet-adam", *small, *narrow, cwd=tmp_path)
-    assert "custom-resnet-adam: " in said and "2 seeds" in said and "with flip" in said
+    assert f"custom-resnet-adam on {image_folder}: " in said and "2 seeds" in said and "with flip" in said
     said = command("compare", "custom-resnet-adam", "custom-resnet-late-peak", *small, *narrow, "--set",
                    "schedule=null", "--set", "schedule_args={}", "--set", "optimizer_args={}", cwd=tmp_path,
                    expect=2)  # fmt: skip

@@ -60,8 +60,9 @@ class Repeats:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the mean over all seeds lies, with 95% confidence (Student's t); None for a single seed."""
-        return mean_interval(self.accuracies, 1 / self.test_images)
+        """Where the mean over all seeds lies in [0, 1], with 95% confidence (Student's t); None for a single seed."""
+        found = mean_interval(self.accuracies, 1 / self.test_images)
+        return None if found is None else (max(found[0], 0.0), min(found[1], 1.0))
 
     def __str__(self) -> str:
         text = f"{self.recipe.name} on {self.data}: {self.mean:.2%}"

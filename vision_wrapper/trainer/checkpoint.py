@@ -83,6 +83,7 @@ def write(trainer: Trainer, run: Fit) -> None:
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
         "average": None if trainer._average is None else trainer._average.averages,
+        "loss": trainer.loss_fn.state_dict() if isinstance(trainer.loss_fn, nn.Module) else None,
         "callbacks": _callback_states(trainer),
         "processes": processes,
     }
@@ -207,6 +208,8 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
         callback.load_state_dict(kept)
     own = position["processes"][trainer.processes.rank]
     run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
+    if isinstance(trainer.loss_fn, nn.Module):  # one that changes in training
+        trainer.loss_fn.load_state_dict(position["loss"])
     set_random_states(own["random"])  # also where no epoch is left
     set_loader_states(run.loader, own["loader_random"])
 

@@ -69,8 +69,8 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
 
     Of several processes each has its `Parts`.
 
-    Raises `SettingError` for what is no loader, and, with several processes, for a torch DataLoader that shuffles: each
-    would do it in its own way.
+    Raises `SettingError` for what is no loader, and, with several processes, for a torch DataLoader that shuffles, each
+    in its own way, or whose `DistributedSampler` repeats samples.
     """
     processes = trainer.processes
     if isinstance(loader, Loader):
@@ -84,6 +84,7 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
         return _iterator(loader)
     sampler = _distributed_sampler(loader)
     if sampler is not None:
+        _check_repeats_none(sampler)
         sampler.set_epoch(epoch)
         return SampledParts(processes, _iterator(loader))
     if shuffles(loader):
@@ -92,6 +93,15 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
             "torch.utils.data.DistributedSampler."
         )
     return Parts(processes, _iterator(loader))
+
+
+def _check_repeats_none(sampler: DistributedSampler) -> None:
+    repeated = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+    if repeated > 0:
+        raise SettingError(
+            f"The DistributedSampler repeats {repeated} of {sampler.total_size - repeated} samples, so that each "
+            "process has as many; they would count twice. Pass it drop_last=True, or use data.make_loaders."
+        )
 
 
 def _iterator(loader: Any) -> Iterator[Any]:
