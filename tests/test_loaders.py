@@ -519,3 +519,11 @@ def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path):
 def test_leaving_out_takes_indices_alone(tiny):
     with pytest.raises(DataError, match="indices of samples, whole numbers; got bool"):
         data.leave_out(tiny, train=np.ones(len(tiny.train), bool))
+
+
+@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+def test_an_augmentation_that_cannot_be_sent_to_spawned_processes_is_named(tiny, start_method):
+    """As a lambda where processes are not forked: on macOS, on Windows, and from Python 3.14 on."""
+    loader = data.make_loaders(tiny, augment=lambda image: image, num_workers=1).train
+    with pytest.raises(SettingError, match="num_workers=0"):
+        next(loader.batches(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from vision_wrapper import data, explain, models, viz
 from vision_wrapper.errors import SettingError, UnknownNameError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.trainer import History, LRCurve, schedules
+from vision_wrapper.trainer import History, LRCurve, Trainer, schedules
 from vision_wrapper.viz.cam import overlay
 
 NAMES = ("$x_1$ and \\alpha", "a_class_with_a_name_that_is_much_too_long_for_any_axis", "kočka", "5%", "{d}")
@@ -333,6 +334,21 @@ def test_gradcam_of_both_classes_one_class_and_several_layers(given):
         viz.plot_gradcam(given.model, mistakes, target="predict")
     with pytest.raises(SettingError, match="target must"):
         viz.plot_gradcam(given.model, mistakes, target=5)
+
+
+def test_gradcam_of_a_network_that_made_other_mistakes_is_warned_of(given):
+    """As of a fresh one in place of the trained one."""
+    trainer = Trainer(given.model, torch.optim.SGD(given.model.parameters(), lr=0.1), callbacks=[])
+    mistakes = trainer.predict(given.loaders.test).mistakes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        viz.plot_gradcam(given.model, mistakes)
+    fresh = models.CustomResNet(num_classes=5, widths=(4, 8, 8, 8))
+    torch.nn.init.zeros_(fresh.fc.weight)
+    fresh.fc.bias.data = -torch.eye(5)[mistakes[0].predicted]
+    with pytest.warns(UserWarning, match="Take mistakes and model from the same trainer") as said:
+        viz.plot_gradcam(fresh, mistakes[:1], layers="layer1")
+    assert said[0].filename == __file__
 
 
 def test_gradcam_labels_empty_maps(given):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from vision_wrapper.errors import SettingError
@@ -111,6 +112,12 @@ def stages(model: nn.Module, image: Tensor, count: int = 4) -> tuple[str, ...]:
         raise SettingError(f"count must be a whole number of at least 1, got {count!r}.")
     with borrowed(model, checked_images(image)) as (net, images):
         return tuple(layer.name for layer in layers_of_stages(probed(net, images), count))
+
+
+def predicted_classes(model: nn.Module, images: Tensor) -> list[int]:
+    """The class that the model gives each of the normalised images (N, C, H, W); it is left as it was."""
+    with borrowed(model, checked_images(images)) as (net, inputs), torch.no_grad():
+        return [int(label) for part in inputs.split(BATCH) for label in net(part).argmax(1)]
 
 
 def checked_images(images: Any) -> Tensor:

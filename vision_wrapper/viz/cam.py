@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ def plot_gradcam(
         columns: mistakes in a row; None fits them.
         method: a name of `explain.METHODS`.
 
+    Warns where the model predicts most of the images otherwise: it made other mistakes.
+
     Raises:
         UnknownNameError: an unknown target, layer or method.
         SettingError: the predictions do not know their images and preprocessing, or a layer that Grad-CAM cannot use.
@@ -57,11 +60,13 @@ def plot_gradcam(
     if columns is not None and columns < 1:
         raise SettingError(f"columns must be at least 1, got {columns!r}.")
     from vision_wrapper import explain
+    from vision_wrapper.explain.maps import predicted_classes
 
     preprocess = mistakes.preprocess
     raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))  # one whole photograph at a time
     images = [preprocess.resize(preprocess.as_array(image)) for image in raw]
     inputs = preprocess.batch(images)
+    _warn_of_another_model(predicted_classes(model, inputs), mistakes)
     wanted = _targets(mistakes, target)
     cams = {what: explain.cam(model, inputs, classes, layers, method) for what, classes in wanted.items()}
     used = next(iter(cams.values())).layers
@@ -88,6 +93,17 @@ def plot_gradcam(
             if cam.empty[layer, i]:
                 label(axes, "no evidence")
     return tiles.figure
+
+
+def _warn_of_another_model(predicted: list[int], mistakes: Mistakes) -> None:
+    """Averaging over views or rounding changes some predictions, but not most of them."""
+    same = sum(label == mistake.predicted for label, mistake in zip(predicted, mistakes, strict=True))
+    if 2 * same < len(mistakes):
+        warnings.warn(
+            f"The model predicts {same} of these {len(mistakes)} images as the mistakes have it: it does not seem to "
+            "be the network that made them. Take mistakes and model from the same trainer.",
+            stacklevel=4,
+        )
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
