@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from vision_wrapper import data
 from vision_wrapper.data import AUGMENTATIONS, ColorJitter, Cutout, Flip, Pad, RandomCrop, RandomResizedCrop, Rotate
 from vision_wrapper.data.augment import Augmenter
+from vision_wrapper.data.pipelines import pipelines_in
 from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
 MEAN = (0.49, 0.48, 0.45)
@@ -248,6 +249,10 @@ def with_a_global_pipeline(image):
     return PIPELINE(image=image)["image"]
 
 
+def with_a_pipeline(pipelines, image):
+    return pipelines[0](image=image)["image"]
+
+
 def with_a_pipeline_made_inside(image):
     return A.Compose([A.RandomCrop(12, 12), A.RandomBrightnessContrast(p=1.0)])(image=image)["image"]
 
@@ -256,7 +261,10 @@ OWN = {
     "compose of a function": lambda: A.Compose([A.Lambda(image=darker)]),
     "pipelines in an object": Wraps,
     "pipeline of a module": lambda: with_a_global_pipeline,
-    "pipeline made inside": lambda: with_a_pipeline_made_inside,
+    "pipeline in a function of a compose": lambda: A.Compose(
+        [A.Lambda(image=lambda image, **_: PIPELINE(image=image)["image"])]
+    ),
+    "pipeline in a partial": lambda: functools.partial(with_a_pipeline, [PIPELINE]),
     "compose": lambda: A.Compose([A.RandomCrop(12, 12), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)]),
     "compose with a seed": lambda: A.Compose([A.RandomCrop(12, 12)], seed=3),
     "nested": lambda: A.Compose(
@@ -283,7 +291,20 @@ def test_an_own_augmentation_draws_anew_for_every_image_and_epoch(kind, workers)
     looks = [look.tobytes() for epoch in (0, 1) for images, _ in loader.batches(epoch) for look in images.numpy()]
     assert len(looks) == 48 and len(set(looks)) > 25  # a repeating one has 4 or 8
     assert (PIPELINE.random_generator.bit_generator.state, PIPELINE.py_random.getstate()) == state
-    assert not isinstance(getattr(A.BasicTransform, "py_random", None), property)
+
+
+def test_pipelines_are_found_wherever_they_are_kept():
+    held = Wraps()
+    found = pipelines_in(held)
+    assert {id(held.crop), id(held.transform), *map(id, held.transform.transforms)} == set(map(id, found))
+    assert found.index(held.transform) < found.index(held.transform.transforms[0])  # put back in this order
+    images = list(range(1000))
+    for owner in (
+        held, held.__call__, [held], {"a": held}, lambda image: held(image), functools.partial(held),
+        v2.Compose([held]), lambda image, apply=held: apply(image), lambda image: [held(one) for one in image],
+    ):  # fmt: skip
+        assert {id(part) for part in found} <= {id(part) for part in pipelines_in(owner)}
+    assert pipelines_in(lambda image: images) == pipelines_in(np.flip) == pipelines_in(v2.RandomCrop(3)) == []
 
 
 class OwnGenerator:
@@ -297,9 +318,10 @@ class OwnGenerator:
 
 
 def test_a_generator_of_ones_own_is_found(tiny):
-    loaders = data.make_loaders(tiny, augment=OwnGenerator())
-    found = [finding for finding in data.check(tiny, loaders) if finding.check == "own_generator"]
-    assert len(found) == 1 and found[0].severity == "error" and "np.random" in str(found[0])
+    for augment in (OwnGenerator(), with_a_pipeline_made_inside):
+        loaders = data.make_loaders(tiny, augment=augment, size=12)
+        found = [finding for finding in data.check(tiny, loaders) if finding.check == "own_generator"]
+        assert len(found) == 1 and found[0].severity == "error" and "np.random" in str(found[0])
     for augment in (Noisy(), Wraps(), "crop_flip"):
         found = data.check(tiny, data.make_loaders(tiny, augment=augment, size=12))
         assert "own_generator" not in [finding.check for finding in found]
@@ -321,6 +343,12 @@ def test_a_hole_of_normalised_values_is_refused(tiny):
         with pytest.raises(SettingError, match=r"0\.\.255"):
             data.make_loaders(tiny, augment=fill)
     data.make_loaders(tiny, augment=v2.Compose([v2.RandomErasing(p=1, value=125.0)]))
+    floats = [
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RandomErasing(p=1, value=0.5),
+        v2.ToDtype(torch.uint8, scale=True),
+    ]
+    data.make_loaders(tiny, augment=v2.Compose([v2.ToImage(), *floats]))
 
 
 @pytest.mark.filterwarnings("ignore:ShiftScaleRotate")

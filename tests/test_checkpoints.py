@@ -153,6 +153,23 @@ def test_a_loss_with_a_state_goes_on_with_it(images, tmp_path):
         fit([StopAt(8)], tmp_path / "c")
     resumed = fit([], tmp_path / "c")
     assert equal(weights(whole), weights(resumed)) and whole.loss_fn.average == resumed.loss_fn.average
+    trainer, loaders = make(images, loss_fn=Running(), callbacks=[StopAt(8)])
+    with pytest.raises(MemoryError):
+        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "d", checkpoint_seconds=0)
+    trainer.callbacks.clear()
+    for _ in range(2):  # in the same process, and once more
+        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "d")
+        assert equal(weights(whole), weights(trainer))
+
+
+def test_loading_a_fit_takes_nothing_of_its_schedule(images, tmp_path):
+    trainer, loaders = make(images, optimizer="sgd")
+    schedule = schedules.one_cycle(0.1, peak_epoch=1, cycle_momentum=True)
+    trainer.fit(loaders.train, epochs=2, schedule=schedule, checkpoint=tmp_path / "c")
+    other, _ = make(images, optimizer="sgd")
+    other.load(tmp_path / "c")
+    assert other.optimizer.param_groups[0].keys() == trainer.optimizer.param_groups[0].keys()
+    assert other.optimizer.param_groups[0]["momentum"] == trainer.optimizer.param_groups[0]["momentum"] == 0.9
 
 
 def test_a_rate_in_a_tensor_is_the_same_run_again(images, tmp_path):

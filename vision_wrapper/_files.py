@@ -75,10 +75,10 @@ def replacing(path: PathLike, size: int) -> Iterator[BinaryIO]:
 def check_writable(path: PathLike) -> None:
     """Raise `FileWriteError` where a file, or the first missing folder above it, cannot be made. Nothing is written."""
     path = Path(path).absolute()
-    there = next(parent for parent in path.parents if parent.exists())
-    if path.is_dir():
+    there = next((parent for parent in path.parents if os.path.exists(parent)), path)
+    if os.path.isdir(path):
         why = "it is a folder"
-    elif not there.is_dir():
+    elif not os.path.isdir(there):
         why = f"{there} is a file, not a folder"
     elif not os.access(there, os.W_OK):
         why = f"the folder {there} may not be written to"

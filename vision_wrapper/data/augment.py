@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,11 +17,13 @@ from PIL import Image
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper._seeding import BatchRandom, SampleRandom
+from vision_wrapper.data.pipelines import pipelines_in
 from vision_wrapper.errors import DataError, MissingPackageError, SettingError, VisionWrapperError
 
 if TYPE_CHECKING:
     import albumentations
 
+_TO_FLOAT = {"ToDtype", "ConvertImageDtype", "ToTensor", "ToFloat"}  # transforms after which images are in 0..1
 # A pixel value in 0..255, one for each channel, or the data set's mean.
 Fill: TypeAlias = "int | tuple[int, ...] | Literal['mean']"
 
@@ -346,13 +346,13 @@ class Augmenter:
             import copy
 
             _check_fills(augment)
-            own = _Albumentations(copy.deepcopy(augment), self._random)  # the user's own keeps its random state
-            return _GlobalRandomness(own, self._random)
+            compose = copy.deepcopy(augment)  # the user's own keeps its random state
+            return _UsersOwn(_Albumentations(compose, self._random), self._random, compose)
         if callable(augment):
             parts = [augment, *getattr(augment, "children", tuple)()]  # of a Sequential
             wants_pil = any(_comes_from(part, "torchvision") for part in parts)
             _check_fills(augment)
-            return _GlobalRandomness(_Callable(augment, self._random, wants_pil), self._random)
+            return _UsersOwn(_Callable(augment, wants_pil), self._random, augment)
         raise SettingError(
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."
@@ -392,7 +392,8 @@ def _describe(augment: Augmentation) -> str:
     try:
         text = repr(augment)
     except ValueError:  # of a Compose with a Lambda that has no name
-        text = f"{type(augment).__name__}([{', '.join(map(_describe, getattr(augment, 'transforms', ())))}])"
+        parts = ", ".join(map(_describe, getattr(augment, "transforms", ())))
+        text = f"{type(augment).__name__}([{parts}], p={getattr(augment, 'p', None)})"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
@@ -403,18 +404,26 @@ def _comes_from(augment: object, package: str) -> bool:
 
 def _check_fills(transform: Any) -> None:
     """Raise where a transform of albumentations or torchvision, or one within it, fills with normalised values."""
-    if not (_comes_from(transform, "albumentations") or _comes_from(transform, "torchvision")):
-        return
-    for part in getattr(transform, "transforms", ()):
-        _check_fills(part)
-    for name in ("fill", "value"):  # the latter is RandomErasing's
-        fill = getattr(transform, name, None)
-        values = fill if isinstance(fill, (tuple, list)) else (fill,)
-        if any(isinstance(value, float) and value < 1 and value != 0 for value in values):
-            raise SettingError(
-                f"{type(transform).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
-                "afterwards. Multiply it by 255."
-            )
+    transforms = list(_flattened(transform))
+    if any(type(part).__name__ in _TO_FLOAT for part in transforms):
+        return  # within, images are in 0..1
+    for part in transforms:
+        for name in ("fill", "value"):  # the latter is RandomErasing's
+            fill = getattr(part, name, None)
+            values = fill if isinstance(fill, (tuple, list)) else (fill,)
+            if any(isinstance(value, float) and value < 1 and value != 0 for value in values):
+                raise SettingError(
+                    f"{type(part).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
+                    "afterwards. Multiply it by 255."
+                )
+
+
+def _flattened(transform: Any) -> Iterator[Any]:
+    """A transform of albumentations or torchvision, and those within it."""
+    if _comes_from(transform, "albumentations") or _comes_from(transform, "torchvision"):
+        yield transform
+        for part in getattr(transform, "transforms", ()):
+            yield from _flattened(part)
 
 
 class _Albumentations:
@@ -431,61 +440,49 @@ class _Albumentations:
 
 
 class _Callable:
-    """A user's callable; albumentations pipelines that it keeps, wherever, draw from the sample's generators."""
+    """A user's callable, which is given what it expects: an array, or a PIL image if it is torchvision's."""
 
-    def __init__(self, function: Callable[[Any], Any], sample_random: SampleRandom, wants_pil: bool):
-        self.function, self.sample_random, self.wants_pil = function, sample_random, wants_pil
+    def __init__(self, function: Callable[[Any], Any], wants_pil: bool):
+        self.function, self.wants_pil = function, wants_pil
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        given: Any = image
-        if self.wants_pil:
-            given = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        with _pipelines_drawing_from(self.sample_random):
-            return checked_image(self.function(given))
+        if not self.wants_pil:
+            return checked_image(self.function(image))
+        return checked_image(self.function(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)))
 
 
-@contextmanager
-def _pipelines_drawing_from(sample_random: SampleRandom) -> Iterator[None]:
-    """Within, every albumentations transform of the process draws from these generators; its own stay as they were."""
-    if "albumentations" not in sys.modules:
-        yield
-        return
-    from albumentations.core.composition import BaseCompose
-    from albumentations.core.transforms_interface import BasicTransform
+class _UsersOwn:
+    """Something of the user's: what it may draw from is seeded for the sample, and put back.
 
-    def always(name: str, generator: Any) -> property:
-        # It comes before the attribute of the object, which one that is made or seeded meanwhile still gets.
-        return property(lambda transform: generator, lambda transform, own: vars(transform).update({name: own}))
-
-    generators = {"random_generator": sample_random.numpy, "py_random": sample_random.python}
-    for kind in (BaseCompose, BasicTransform):
-        for name, generator in generators.items():
-            setattr(kind, name, always(name, generator))
-    try:
-        yield
-    finally:
-        for kind in (BaseCompose, BasicTransform):
-            for name in generators:
-                delattr(kind, name)
-
-
-class _GlobalRandomness:
-    """Something of the user's that may draw from the global generators: they are seeded for the sample.
-
-    The loader puts them back. It is given a copy of the image, should it draw on its argument.
+    That is the global generators, which the loader puts back, and albumentations pipelines that it keeps. It is given a
+    copy of the image, should it draw on its argument.
     """
 
-    def __init__(self, apply: Callable[[np.ndarray], np.ndarray], sample_random: SampleRandom):
-        self.apply, self.sample_random = apply, sample_random
+    def __init__(self, apply: Callable[[np.ndarray], np.ndarray], sample_random: SampleRandom, owner: Any):
+        self.apply, self.sample_random, self.owner = apply, sample_random, owner
+        self._pipelines: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pipelines": None}  # another process has its own of a module's
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         import torch
 
-        seed = int(self.sample_random.numpy.integers(2**32))
+        numpy_generator, python_random = self.sample_random.numpy, self.sample_random.python
+        seed = int(numpy_generator.integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        return self.apply(image.copy())
+        if self._pipelines is None:
+            self._pipelines = pipelines_in(self.owner)
+        own = [(part, part.random_generator, part.py_random) for part in self._pipelines]
+        try:
+            for part in self._pipelines:
+                part.set_random_state(numpy_generator, python_random)
+            return self.apply(image.copy())
+        finally:
+            for part, *states in own:
+                part.set_random_state(*states)
 
 
 def checked_image(result: Any) -> np.ndarray:

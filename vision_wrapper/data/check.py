@@ -296,7 +296,9 @@ def shuffles(loader: Any) -> bool:
         return loader.shuffle
     kinds = torch.utils.data
     random = (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)
-    return any(isinstance(sampler, random) or getattr(sampler, "shuffle", False) for sampler in samplers(loader))
+    drawn = [sampler for sampler in samplers(loader) if isinstance(sampler, random)]
+    dealt = [s for s in samplers(loader) if isinstance(s, kinds.DistributedSampler) and s.shuffle]
+    return bool(drawn or dealt)
 
 
 def check_values(inputs: Tensor, name: str = "train") -> Iterator[Finding]:

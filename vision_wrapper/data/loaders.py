@@ -398,8 +398,8 @@ class _Workers:
             return iter(self._loader)
         except (PicklingError, AttributeError, TypeError) as error:  # as of a lambda, where processes are spawned
             raise SettingError(
-                f"The augmentation cannot be sent to the processes that load images: {error} Define it at the top of a "
-                "module, or pass num_workers=0."
+                f"The augmentation or the data set cannot be sent to the processes that load images: {error} Define "
+                "what they are made of at the top of a module, or pass num_workers=0."
             ) from error
 
 

@@ -136,7 +136,8 @@ class Recipe:
 
     def __post_init__(self):
         for name in _DICTS:  # its own: recipes that were made from the same one do not share them
-            object.__setattr__(self, name, copy.deepcopy(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value)
         self._check_texts()
         self._check_numbers()
         checked_seed(self.seed)

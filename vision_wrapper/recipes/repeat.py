@@ -84,10 +84,11 @@ class Comparison:
     b: Repeats
 
     def __post_init__(self):
-        if self.a.seeds != self.b.seeds or self.a.test_images != self.b.test_images:
+        (a, b) = ((runs.seeds, runs.test_images, runs.data) for runs in (self.a, self.b))
+        if a != b:
             raise SettingError(
-                f"Only runs of the same seeds and test images can be paired: {self.a.seeds} on {self.a.test_images} "
-                f"images, {self.b.seeds} on {self.b.test_images}."
+                f"Only runs of the same seeds and test images can be paired: {a[0]} on {a[1]} images of {a[2]}, "
+                f"{b[0]} on {b[1]} of {b[2]}."
             )
 
     @property

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KIND = "checkpoint"
 # What of a run is kept and put back as it is.
 _AS_IT_WAS = (
-    "first_epoch", "epoch", "batch", "samples", "total", "seconds", "stop", "sizes", "leader", "own_rates"
+    "first_epoch", "epoch", "batch", "samples", "total", "val_total", "seconds", "stop", "sizes", "leader", "own_rates"
 )  # fmt: skip
 
 
@@ -52,6 +52,9 @@ def load(trainer: Trainer, path: PathLike) -> None:
         for group in trainer.optimizer.param_groups:
             for name in SCHEDULE_NOTES:  # of the fit's schedule, which is not attached here
                 group.pop(name, None)
+        if state["run"] is not None and state["run"]["before_schedule"] is not None:
+            for group, own in zip(trainer.optimizer.param_groups, state["run"]["before_schedule"], strict=True):
+                group.update(own)
         if state["run"] is not None and state["run"]["average"] is not None:
             average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
             average.load([tensor.to(trainer.device) for tensor in state["run"]["average"]])
@@ -83,7 +86,8 @@ def write(trainer: Trainer, run: Fit) -> None:
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
         "average": None if trainer._average is None else trainer._average.averages,
-        "loss": trainer.loss_fn.state_dict() if isinstance(trainer.loss_fn, nn.Module) else None,
+        "loss": _changed_loss(trainer),
+        "before_schedule": None if run.before_schedule is None else run.before_schedule.groups,
         "callbacks": _callback_states(trainer),
         "processes": processes,
     }
@@ -208,7 +212,7 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
         callback.load_state_dict(kept)
     own = position["processes"][trainer.processes.rank]
     run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
-    if isinstance(trainer.loss_fn, nn.Module):  # one that changes in training
+    if position["loss"] is not None:
         trainer.loss_fn.load_state_dict(position["loss"])
     set_random_states(own["random"])  # also where no epoch is left
     set_loader_states(run.loader, own["loader_random"])
@@ -225,6 +229,13 @@ def _advanced_groups(trainer: Trainer, run: Fit, position: dict[str, Any]) -> li
     for _ in range(position["schedule"].get("last_epoch", _scheduler_steps(trainer, run, position))):
         run.scheduler.step()
     return [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+
+
+def _changed_loss(trainer: Trainer) -> dict[str, Tensor] | None:
+    """The state of a loss that changes in training."""
+    if not isinstance(trainer.loss_fn, nn.Module) or describe_loss(trainer.loss_fn) == trainer._loss_as_given:
+        return None
+    return trainer.loss_fn.state_dict()
 
 
 def _scheduler_steps(trainer: Trainer, run: Fit, position: dict[str, Any]) -> int:
@@ -292,7 +303,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     return {
         "epochs": run.epochs,
         "loader": _describe_loader(run),
-        "loss": _describe_loss(trainer.loss_fn),
+        "loss": trainer._loss_as_given,
         "schedule": None if run.schedule is None else run.schedule.describe(),
         "optimizer": {
             "class": type(trainer.optimizer).__name__,
@@ -330,7 +341,7 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
     return described
 
 
-def _describe_loss(loss: Any) -> dict[str, Any]:
+def describe_loss(loss: Any) -> dict[str, Any]:
     """A function by its name; a module by its class, its plain attributes and its tensors."""
     if not isinstance(loss, nn.Module):
         function, arguments = getattr(loss, "func", loss), getattr(loss, "keywords", {})  # of functools.partial

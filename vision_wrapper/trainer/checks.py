@@ -68,6 +68,22 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `SettingError` where a part of the model was replaced since the optimizer was made, and would not learn."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p) for p in model.parameters()}
+    new = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if new and held - own:
+        raise SettingError(
+            f"The optimizer holds parameters that the model no longer has, and not {_some(new)}: a part was replaced. "
+            "Make the optimizer after that, and with it a trainer."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def check_distributable(model: nn.Module, compile: bool | str) -> None:
     """Raise `SettingError` for what several processes cannot train."""
     if isinstance(model, DistributedDataParallel):
@@ -82,9 +98,9 @@ def check_loss(loss_fn: Any) -> None:
         raise SettingError(
             f"loss_fn is a function of (logits, targets), such as nn.CrossEntropyLoss(), got {loss_fn!r}."
         )
-    own = not str(getattr(getattr(loss_fn, "func", loss_fn), "__module__", "")).startswith("torch.")
+    torchs = str(getattr(getattr(loss_fn, "func", loss_fn), "__module__", "")).startswith("torch.nn.")
     reduction = _arguments(loss_fn).get("reduction", getattr(loss_fn, "reduction", "mean"))
-    if not own and reduction not in ("mean", "batchmean"):
+    if torchs and reduction not in ("mean", "batchmean"):
         raise SettingError(f'The loss must be the mean over the batch, reduction="mean", got {reduction!r}.')
 
 
@@ -112,8 +128,9 @@ class LossFailed(DataError):
 
 
 def raise_loss_failed(logits: Tensor, targets: Tensor, error: Exception) -> NoReturn:
-    """Raise what a loss raised with its arguments; an error of this library, or of memory, stays as it is."""
-    if isinstance(error, (VisionWrapperError, torch.OutOfMemoryError)):
+    """Raise what a loss raised with its arguments; what is not of the loss stays as it is."""
+    others = ("DataLoader worker", "out of memory")  # torch tells of dead processes wherever python is
+    if isinstance(error, VisionWrapperError) or any(words in str(error) for words in others):
         raise error
     raise LossFailed(
         f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) failed: "

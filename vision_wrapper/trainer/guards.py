@@ -59,7 +59,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 # What torch's schedulers note in the groups of an optimizer, and what besides the rate they change there.
-SCHEDULE_NOTES = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+SCHEDULE_NOTES = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 SCHEDULED = (*SCHEDULE_NOTES, "momentum", "betas")
 
 
@@ -68,13 +68,13 @@ class BeforeSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
-        self._groups = [{name: group[name] for name in SCHEDULED if name in group} for group in optimizer.param_groups]
+        self.groups = [{name: group[name] for name in SCHEDULED if name in group} for group in optimizer.param_groups]
         # The counter that a scheduler puts over `step`, where an earlier one of the user's has put one.
         self._attributes = {name: value for name, value in vars(optimizer).items() if name in ("step", "_opt_called")}
 
     def put_back(self) -> None:
         """Leave the optimizer without the fit's scheduler."""
-        for group, own in zip(self.optimizer.param_groups, self._groups, strict=False):  # there may be a new group
+        for group, own in zip(self.optimizer.param_groups, self.groups, strict=False):  # there may be a new group
             for name in SCHEDULED:
                 if name in own:
                     group[name] = own[name]

@@ -15,7 +15,7 @@ from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import SettingError
-from vision_wrapper.trainer.checks import check_optimizer, no_batch
+from vision_wrapper.trainer.checks import check_still_held, no_batch
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.parts import Parts, training_batches
 
@@ -74,7 +74,7 @@ def run_lr_finder(
         raise SettingError(f"find_lr needs 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
     if not isinstance(num_iter, int) or num_iter < 2:
         raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
-    check_optimizer(trainer.model, trainer.optimizer)
+    check_still_held(trainer.model, trainer.optimizer)
     finder_class, batches_class = _classes()
     loss = trainer.loss_fn if isinstance(trainer.loss_fn, nn.Module) else nn.Module()  # one may have a state too
     with (

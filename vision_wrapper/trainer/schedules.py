@@ -79,13 +79,14 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError(f"The schedule function {name} must return a torch scheduler, got {scheduler!r}.")
-        length = _length(scheduler)
-        if every == "epoch" and length > epochs:
+        length = _length(scheduler) if every == "epoch" else 0
+        if length > epochs:
             said = (
                 f"{type(scheduler).__name__} is made for {length} steps, but stepped by epoch it takes {epochs}. Pass "
                 'every="batch", or make it for as many steps as epochs.'
             )
-            if length >= epochs * steps_per_epoch > epochs:
+            whole = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", 0)
+            if whole >= epochs * steps_per_epoch > epochs:
                 raise SettingError(said)
             warnings.warn(said, stacklevel=5)
         return scheduler
@@ -95,6 +96,8 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
 
 def _length(scheduler: Any) -> float:
     """The steps until a torch scheduler has done, or first does, what it is for; 0 where that is not known."""
+    if not isinstance(scheduler, torch_schedulers.LRScheduler) or not type(scheduler).__module__.startswith("torch."):
+        return 0  # somebody's own: its attributes may mean anything
     parts = [_length(part) for part in getattr(scheduler, "_schedulers", ())]  # of a SequentialLR or a chain
     names = ("total_steps", "T_max", "T_0", "total_iters", "step_size", "total_size")
     own = [getattr(scheduler, name, None) or 0 for name in names]

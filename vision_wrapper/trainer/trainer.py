@@ -47,6 +47,7 @@ from vision_wrapper.trainer.checks import (
     check_pair,
     check_same_settings,
     check_settings,
+    check_still_held,
     check_trainable,
     ignored_class,
     no_batch,
@@ -140,6 +141,7 @@ class Trainer:
         self.loss_fn = loss_fn or nn.functional.cross_entropy
         if isinstance(loss_fn, nn.Module):
             loss_fn.to(self.device)  # the weights of its classes
+        self._loss_as_given = checkpoints.describe_loss(self.loss_fn)  # it may have a state that changes in training
         self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else check_callbacks(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
         self.channels_last = isinstance(model, OWN_NETWORKS) if channels_last is None else channels_last
@@ -284,6 +286,8 @@ class Trainer:
                 raise
             run.interrupted = True
         except LossFailed as error:
+            if not run.in_step:  # of the validation loader
+                raise
             raise DataError(f"{position(run)}: {error}") from error.__cause__
         finally:
             try:
@@ -479,11 +483,11 @@ class Trainer:
         batches = _length(train_loader)
         if batches == 0:
             raise DataError("The training loader is empty.")
-        check_optimizer(self.model, self.optimizer)  # again: a part of the model may be another one by now
+        check_still_held(self.model, self.optimizer)
         check_trainable(self.model)
         check_last_batch(self.model, train_loader, self.processes.count)
-        if checkpoint is not None and self.processes.is_main:
-            check_writable(checkpoint)
+        if checkpoint is not None:
+            self.processes.on_main(partial(check_writable, checkpoint))
         run = Fit(
             trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,

@@ -66,9 +66,9 @@ def plot_gradcam(
     raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))  # one whole photograph at a time
     images = [preprocess.resize(preprocess.as_array(image)) for image in raw]
     inputs = preprocess.batch(images)
-    _warn_of_another_model(predicted_classes(model, inputs), mistakes)
     wanted = _targets(mistakes, target)
     cams = {what: explain.cam(model, inputs, classes, layers, method) for what, classes in wanted.items()}
+    _warn_of_another_model(predicted_classes(model, inputs), mistakes)
     used = next(iter(cams.values())).layers
     group = 1 + len(cams) * len(used)
     columns = columns or max(1, _TILES_IN_A_ROW // group)
