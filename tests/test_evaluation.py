@@ -311,6 +311,11 @@ def test_a_temperature_takes_over_confidence_away_and_changes_no_decision():
     assert torch.equal(calm.predicted, boastful.predicted) and calm.accuracy() == boastful.accuracy()
     right = Predictions(np.eye(3)[np.arange(30) % 3], np.arange(30) % 3)  # all of them: not surer than 31 of 32
     assert float(right.at_temperature(right.fit_temperature()).probabilities.amax()) == pytest.approx(31 / 32, abs=1e-3)
+    masked = Predictions(np.pad(honest * 3, ((0, 0), (0, 1)), constant_values=-np.inf), targets)  # a class that is out
+    assert masked.fit_temperature() == pytest.approx(boastful.fit_temperature(), rel=1e-3)
+    few = rng.normal(0, 6, (200, 10))
+    draws = [[rng.choice(10, p=row) for row in softmax(few, axis=1)] for _ in range(20)]
+    assert np.mean([Predictions(few, draw).fit_temperature() for draw in draws]) == pytest.approx(1, abs=0.05)
     for wrong in (0, -1, float("inf"), float("nan"), "hot", True):
         with pytest.raises(SettingError, match="temperature must be"):
             boastful.at_temperature(wrong)

@@ -143,3 +143,21 @@ def test_warm_up_of_nothing_is_nothing():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     schedules.warm_up(1, final_lr=0.1).build(optimizer, 2, 3)
     assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_what_falls_does_not_rise():
+    for schedule in (
+        schedules.cosine(final_lr=1.0), schedules.linear(final_lr=1.0), schedules.warm_up(1, final_lr=1.0),
+        schedules.cosine(0.1, final_lr=0.2),
+    ):  # fmt: skip
+        with pytest.raises(SettingError, match="it is above"):
+            schedule.preview(epochs=3, steps_per_epoch=4, lr=0.1)
+
+
+def test_a_plateau_keeps_the_proportion_of_the_groups_rates():
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.01}])
+    scheduler = schedules.plateau(factor=0.1, patience=0, min_lr=0.01, monitor="val_loss").build(optimizer, 5, 1)
+    for _ in range(5):
+        scheduler.step(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 1e-4])

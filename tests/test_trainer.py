@@ -14,6 +14,7 @@ from torch import nn
 from vision_wrapper import data, models
 from vision_wrapper.errors import SettingError, UnknownNameError
 from vision_wrapper.trainer import Callback, History, Trainer, schedules
+from vision_wrapper.trainer.ema import WeightAverage
 
 
 def test_fit_learns_and_records(images):
@@ -95,9 +96,12 @@ def test_ema_holds_the_average_after_fit(images):
         def on_fit_start(self, run):
             self.average = {k: v.clone() for k, v in run.trainer.model.named_parameters()}
 
+            self.steps = 0
+
         def on_batch_end(self, run):
+            self.steps += 1
             for name, value in run.trainer.model.named_parameters():
-                self.average[name].lerp_(value.detach(), 0.1)
+                self.average[name].lerp_(value.detach(), max(0.1, 1 / self.steps))
 
     trainer.callbacks = [Average()]
     history = trainer.fit(loaders.train, loaders.test, epochs=2)
@@ -105,6 +109,16 @@ def test_ema_holds_the_average_after_fit(images):
         assert torch.allclose(value, trainer.callbacks[0].average[name], atol=1e-6), name
         seen.append(name)
     assert seen and trainer.evaluate(loaders.test).loss == history[-1]["val_loss"]
+
+
+def test_the_random_beginning_has_no_part_in_an_average():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = WeightAverage(model, decay=0.999)
+    nn.init.ones_(model.weight)
+    for _ in range(98):
+        average.update()
+    assert float(average.averages[0]) == pytest.approx(1)
 
 
 def test_losses_are_weighted_by_samples(images):

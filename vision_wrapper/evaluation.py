@@ -64,7 +64,7 @@ class Calibration(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A curve of one class against all others, as the threshold on its probability falls.
+    """A curve of one class against all others; with `roc` thresholds on its probability fall, else they rise.
 
     Of `Predictions.roc`, x is the false positive rate and y the true positive rate; of `precision_recall`, x is the
     recall and y the precision. All are float64 (points,), in [0, 1].
@@ -347,8 +347,8 @@ class Predictions:
         It makes the probabilities fit how often the model is right, and changes no decision (Guo et al. 2017,
         arXiv:1706.04599). Fit it on validation predictions, never on those it is judged by. Between 0.05 and 20.
 
-        The true class counts as (N + 1) / (N + 2) and not as 1 (Platt 1999): that N samples are all right does not show
-        that every one will be.
+        The true class counts as (N + 1) / (N + 2) and not as 1 (after Platt 1999), the rest as the most probable one of
+        the others: that N samples are all right does not show that every one will be.
 
         Raises:
             DataError: there are no samples.
@@ -357,12 +357,15 @@ class Predictions:
             raise DataError("A temperature cannot be fitted without samples.")
         from scipy.optimize import minimize_scalar
 
-        logits, classes = self.logits.double(), len(self.classes)
-        unsure = classes / (classes - 1) / (len(self) + 2) if classes > 1 else 0.0  # as torch spreads it over all
+        logits, true = self.logits.double(), self.targets[:, None]
+        nearest, other = logits.scatter(1, true, -torch.inf).max(1, keepdim=True)
+        possible = nearest.isfinite()  # not where every other class is masked, or there is none
 
         def loss(log_temperature: float) -> float:
-            scaled = logits / math.exp(log_temperature)
-            return float(torch.nn.functional.cross_entropy(scaled, self.targets, label_smoothing=min(unsure, 1.0)))
+            surprise = -(logits / math.exp(log_temperature)).log_softmax(1)
+            own = surprise.gather(1, true)
+            others = torch.where(possible, surprise.gather(1, other), own)
+            return float(own.mean() + (others - own).mean() / (len(self) + 2))
 
         found = minimize_scalar(loss, bounds=tuple(map(math.log, TEMPERATURES)), method="bounded")
         return math.exp(float(found.x))
@@ -414,8 +417,9 @@ class Predictions:
         """Mistakes whose label may be the mistake: confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
         Those whose predicted class has at least the probability that it has, on average, on samples labelled with it;
-        the highest margin first. Look at them: the model may be the one that is wrong. Of predictions on images that
-        were trained on, it finds little, since labels are learned by heart.
+        the highest margin first. (The paper also suspects samples for a class that is not the most probable one.) Look
+        at them: the model may be the one that is wrong. Of predictions on images that were trained on, it finds little,
+        since labels are learned by heart.
         """
         probabilities = self._log_probabilities.exp()
         counts = torch.bincount(self.targets, minlength=len(self.classes))

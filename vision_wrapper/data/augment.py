@@ -112,7 +112,10 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Cut `holes` squares of `size` pixels, each inside the image, with probability `p` (DeVries & Taylor 2017)."""
+    """Cut `holes` squares of `size` pixels, with probability `p` (DeVries & Taylor 2017).
+
+    Each lies inside the image; the paper's may hang over its edge, so that less is cut.
+    """
 
     size: int = 8
     holes: int = 1

@@ -310,9 +310,9 @@ def _boxes(random: BatchRandom, kept: np.ndarray, height: int, width: int) -> np
     """For each image which pixels the partner's box covers, bool (N, H, W): 1 - kept of the area, before the edges."""
 
     def covered(length: int) -> np.ndarray:
-        half = (length * np.sqrt(1 - kept)).astype(np.int64) / 2
-        centre, places = random.whole(length), np.arange(length)
-        return (places >= np.floor(centre - half)[:, None]) & (places < np.floor(centre + half)[:, None])
+        side = (length * np.sqrt(1 - kept)).astype(np.int64)
+        first, places = random.whole(length) - side // 2, np.arange(length)
+        return (places >= first[:, None]) & (places < (first + side)[:, None])
 
     rows, columns = covered(height), covered(width)
     return rows[:, :, None] & columns[:, None, :]

@@ -44,7 +44,7 @@ def full_gradients(net: nn.Module, images: Tensor, targets: list[int]) -> tuple[
     for (bias, _), gradient in zip(outputs, found[1:], strict=True):
         if gradient is not None:
             maps = _scaled(gradient * bias.view(1, -1, 1, 1)).sum(1, keepdim=True)
-            total = total + nn.functional.interpolate(maps, images.shape[2:], mode="bilinear")[:, 0]
+            total = total + nn.functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=True)[:, 0]
     evidence = total.detach().float().cpu().numpy()
     low, high = evidence.min((1, 2), keepdims=True), evidence.max((1, 2), keepdims=True)
     return without_the_empty((evidence - low) / np.maximum(high - low, 1e-12), evidence.reshape(len(images), -1))
@@ -54,9 +54,9 @@ _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.G
 
 
 def _bias_of(module: nn.Module) -> Tensor | None:
-    """What a layer adds to each channel, (C,); of a batch norm in evaluation, with its running mean."""
+    """What a layer adds to each channel, (C,); of a norm with a running mean, in evaluation, with that."""
     bias = getattr(module, "bias", None)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
         assert module.running_var is not None
         scale = torch.rsqrt(module.running_var + module.eps)
         scale = scale if module.weight is None else scale * module.weight

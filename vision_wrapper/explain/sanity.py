@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -79,8 +80,8 @@ def trust(
 ) -> Trust:
     """Check maps against shuffled weights (Adebayo et al. 2018, arXiv:1810.03292) and by deletion and insertion.
 
-    Deletion sets places to the mean of the training pixels, insertion begins with a blurred image (Petsiuk et al. 2018,
-    arXiv:1806.07421). Leaves the model as it was.
+    Deletion sets places to the mean that images are normalised by, insertion begins with a blurred image (Petsiuk et
+    al. 2018, arXiv:1806.07421). Leaves the model as it was.
 
     Args:
         model: as of `cam`.
@@ -125,7 +126,7 @@ def _probe_size(net: nn.Module, images: Tensor, layer: str) -> tuple[int, int]:
 
 @contextmanager
 def _shuffled(model: nn.Module, seed: int) -> Iterator[nn.Module]:
-    """For a while, the network with weights that have changed places within each tensor: nothing it learned is left."""
+    """For a while, the network with weights that have changed places within each tensor; statistics of norms stay."""
     net, generator = plain(model), torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), ExitStack() as stack:
         if any(tensor.is_inference() for tensor in [*net.parameters(), *net.buffers()]):
@@ -144,7 +145,8 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
     x, y = (rankdata(values.ravel()) for values in (a, b))
     x, y = x - x.mean(), y - y.mean()
-    return float(x @ y / max(np.sqrt((x @ x) * (y @ y)), 1e-12))
+    lengths = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / lengths) if lengths > 0 else math.nan  # of a map that is the same everywhere there is none
 
 
 def _random_maps(count: int, size: tuple[int, int], shape: Sequence[int], seed: int) -> np.ndarray:

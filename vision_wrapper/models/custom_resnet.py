@@ -36,8 +36,8 @@ class CustomResNet(nn.Module):
         pool: what reduces the last map to one value a channel, "max" or "avg".
         activation_after_add: apply ReLU to the sum of a residual and its input.
         dropout: probability before the linear layer.
-        norm: "batch", "ghost" (over parts of 32 images), "shift" (without a scale), "layer" (GroupNorm(1, C)), "group"
-            or "instance".
+        norm: "batch", "ghost" (over parts of about 32 images), "shift" (without a scale), "layer" (GroupNorm(1, C)),
+            "group" or "instance".
         widths: channels of prep and of the three layers.
         activation: "relu", "celu" (alpha 0.075), "gelu" or "silu".
         init: "default" is torch's; "dirac" lets the first filters of each convolution pass its channels on.

@@ -98,7 +98,9 @@ def start_as_identity(model: nn.Module) -> None:
     convolutions with an odd kernel and no fewer filters than channels.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size[0] % 2 and module.groups == 1:
+        if not isinstance(module, nn.Conv2d) or module.out_channels < module.in_channels:
+            continue
+        if module.kernel_size[0] % 2 and module.groups == 1:
             with torch.no_grad():
                 nn.init.dirac_(module.weight[: module.in_channels])
 

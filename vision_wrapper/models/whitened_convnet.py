@@ -92,7 +92,7 @@ class WhitenedConvNet(nn.Module):
 
 
 class Whitening(nn.Module):
-    """A fixed convolution to the principal components of patches, each of variance 1, and their negatives.
+    """A fixed convolution to the principal components of patches, each of mean square 1, and their negatives.
 
     (N, C, H, W) to (N, 2 * C * 4, H - 1, W - 1). The bias is learned. As Page (2019) has it, without overlap of roles:
     what follows sees inputs that are not correlated. Before `fit` the components are single pixels.

@@ -86,6 +86,7 @@ def write(trainer: Trainer, run: Fit) -> None:
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
         "average": None if trainer._average is None else trainer._average.averages,
+        "average_steps": 0 if trainer._average is None else trainer._average.steps,
         "loss": _changed_loss(trainer),
         "before_schedule": None if run.before_schedule is None else run.before_schedule.groups,
         "callbacks": _callback_states(trainer),
@@ -207,7 +208,8 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
     if extended:
         run.stop = None
     if trainer._average is not None:
-        trainer._average.load([tensor.to(trainer.device) for tensor in position["average"]])
+        averages = [tensor.to(trainer.device) for tensor in position["average"]]
+        trainer._average.load(averages, position["average_steps"])
     for callback, kept in _matched(trainer, position["callbacks"]):
         callback.load_state_dict(kept)
     own = position["processes"][trainer.processes.rank]

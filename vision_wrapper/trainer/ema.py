@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (Polyak & Juditsky 1992; as used by Tarvainen & Valpola 2017)."""
+"""An exponential moving average of the weights (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ class WeightAverage:
     """Averages of a model's parameters and floating-point buffers, updated after each step of the optimizer."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+        self.decay, self.steps = decay, 0
         self._live = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
         self.averages = [tensor.detach().clone() for tensor in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
-        """average = decay * average + (1 - decay) * weight."""
-        torch._foreach_lerp_(self.averages, [t.detach() for t in self._live], 1 - self.decay)
+        """average = d * average + (1 - d) * weight, with d = min(decay, 1 - 1 / steps), as in the authors' code.
+
+        Over the first steps it is the plain mean: the random weights of the beginning have no part in it.
+        """
+        self.steps += 1
+        share = max(1 - self.decay, 1 / self.steps)
+        torch._foreach_lerp_(self.averages, [t.detach() for t in self._live], share)
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -40,7 +45,8 @@ class WeightAverage:
             self.swap()
 
     @torch.no_grad()
-    def load(self, averages: list[Tensor]) -> None:
-        """Put back averages from a checkpoint."""
+    def load(self, averages: list[Tensor], steps: int = 0) -> None:
+        """Put back averages, and the steps they are of, from a checkpoint."""
+        self.steps = steps
         for own, value in zip(self.averages, averages, strict=True):
             own.copy_(value)

@@ -99,9 +99,10 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U V^T of a matrix U S V^T, (m, n): singular values become 0.5 to 1.5, by products of matrices alone.
+    """About U V^T of a matrix U S V^T, (m, n), by products of matrices alone.
 
-    In bf16 where the device computes it, else in float32. A matrix of zeros stays one.
+    Singular values of more than 1/80 of the matrix's norm become 0.5 to 1.2; smaller ones grow, but less. In bf16 where
+    the device computes it, else in float32. A matrix of zeros stays one.
     """
     on_cpu = matrix.device.type == "cpu"
     x = matrix.to(torch.bfloat16 if not on_cpu or cpu_has_bf16() else torch.float32)
@@ -118,8 +119,9 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 class Lookahead(torch.optim.Optimizer):
     """Another optimizer, whose weights every few steps go back part of the way (Zhang et al. 2019, arXiv:1907.08610).
 
-    Every `steps` steps the slow weights move by `share` towards the weights, which are then set to them. It has the
-    groups and the state of the other one: schedules, the LR finder and checkpoints treat it alike.
+    Every `steps` steps the slow weights move by `share` towards the weights, which are then set to them; in between,
+    and where training ends there, the model holds the fast ones. It has the groups and the state of the other one:
+    schedules, the LR finder and checkpoints treat it alike.
 
     Args:
         optimizer: the one that takes the steps.

@@ -213,10 +213,6 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
-        if final_lr > _highest(optimizer):
-            raise SettingError(
-                f"linear falls from the highest rate, {_highest(optimizer):g}, to final_lr={final_lr!r}: it is above."
-            )
         end, total = _final_share(optimizer, final_lr), epochs * steps_per_epoch
         return torch_schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=total)
 
@@ -259,8 +255,9 @@ def plateau(
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
         mode = "min" if monitor.endswith("loss") else "max"
+        least = [min_lr * share for share in _shares(optimizer)]
         return torch_schedulers.ReduceLROnPlateau(
-            optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=min_lr
+            optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=least
         )
 
     arguments = {"factor": factor, "patience": patience, "threshold": threshold, "min_lr": min_lr}
@@ -348,8 +345,10 @@ def _highest(optimizer: Optimizer) -> float:
 
 
 def _final_share(optimizer: Optimizer, final_lr: float) -> float:
-    """What part of its rate each group ends at."""
+    """What part of its rate each group ends at. Raises `SettingError` where that is above the rate."""
     highest = _highest(optimizer)
+    if final_lr > highest:
+        raise SettingError(f"The rate falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above.")
     return final_lr / highest if highest else 0.0
 
 
