@@ -210,7 +210,8 @@ def test_full_grad_is_its_definition(make_model):
     assert len(biases) > 1
     for bias, gradient in zip(biases, gradients[1:], strict=True):
         maps = unit(gradient * bias.view(1, -1, 1, 1)).sum(1, keepdim=True)
-        total = total + nn.functional.interpolate(maps, (16, 16), mode="bilinear")[:, 0]
+        maps = nn.functional.interpolate(maps, (16, 16), mode="bilinear", align_corners=True)  # as theirs
+        total = total + maps[:, 0]
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     expected = ((total - low) / (high - low)).detach().numpy()
     np.testing.assert_allclose(explain.cam(model, inputs(), TARGETS, method="fullgrad").maps[0], expected, atol=1e-3)

@@ -347,7 +347,7 @@ def _highest(optimizer: Optimizer) -> float:
 def _final_share(optimizer: Optimizer, final_lr: float) -> float:
     """What part of its rate each group ends at. Raises `SettingError` where that is above the rate."""
     highest = _highest(optimizer)
-    if final_lr > highest:
+    if final_lr > highest > 0:
         raise SettingError(f"The rate falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above.")
     return final_lr / highest if highest else 0.0
 
