@@ -1,5 +1,6 @@
 """The loop: steps, history, what a trainer trains."""
 
+import functools
 import inspect
 import math
 import random
@@ -12,7 +13,7 @@ from fits import equal, make, weights
 from torch import nn
 
 from vision_wrapper import data, models
-from vision_wrapper.errors import SettingError, UnknownNameError
+from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 from vision_wrapper.trainer import Callback, History, Trainer, schedules
 from vision_wrapper.trainer.ema import WeightAverage
 
@@ -109,6 +110,23 @@ def test_ema_holds_the_average_after_fit(images):
         assert torch.allclose(value, trainer.callbacks[0].average[name], atol=1e-6), name
         seen.append(name)
     assert seen and trainer.evaluate(loaders.test).loss == history[-1]["val_loss"]
+
+
+@pytest.mark.parametrize("size", [4, 3, 1])
+def test_weights_and_ignored_targets_count_as_over_all_samples_at_once(size):
+    logits = torch.tensor([[2.0, 0.0], [0.5, 1.0], [1.0, -1.0], [0.0, 3.0]])
+    targets = torch.tensor([0, 1, -100, 0])
+    batches = [(logits[i : i + size], targets[i : i + size]) for i in range(0, 4, size)]
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].weight.data, model[0].bias.data = torch.eye(2), torch.zeros(2)
+    for arguments in ({}, {"weight": torch.tensor([1.0, 9.0])}):
+        for loss in (nn.CrossEntropyLoss(**arguments), functools.partial(nn.functional.cross_entropy, **arguments)):
+            trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[], precision="fp32")
+            found = trainer.evaluate(batches)
+            assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, targets, **arguments)))
+            assert (found.correct, found.total, found.accuracy) == (2, 3, 2 / 3)
+    with pytest.raises(DataError, match="ignores every target"):
+        trainer.evaluate([(logits, torch.full((4,), -100))])
 
 
 def test_the_random_beginning_has_no_part_in_an_average():

@@ -114,6 +114,17 @@ def ignored_class(loss_fn: Any) -> int:
     return int(_arguments(loss_fn).get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
 
 
+def weight_and_count(loss_fn: Any, targets: Tensor) -> tuple[Any, Any]:
+    """What a batch's mean loss is a mean over: the weight of its targets, and their number (device or int)."""
+    if not takes_logits(loss_fn) or targets.is_floating_point():
+        return len(targets), len(targets)
+    counted = targets != ignored_class(loss_fn)
+    weights = _arguments(loss_fn).get("weight", getattr(loss_fn, "weight", None))
+    if weights is None:
+        return counted.sum(), counted.sum()
+    return (weights[torch.where(counted, targets, 0)] * counted).sum(), counted.sum()
+
+
 def _arguments(loss_fn: Any) -> dict[str, Any]:
     """What a functools.partial gives its function."""
     return getattr(loss_fn, "keywords", {})

@@ -14,7 +14,14 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import does_not_take, shuffles
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.trainer.checks import LOSS_ERRORS, check_pair, no_batch, out_of_memory, raise_loss_failed
+from vision_wrapper.trainer.checks import (
+    LOSS_ERRORS,
+    check_pair,
+    no_batch,
+    out_of_memory,
+    raise_loss_failed,
+    weight_and_count,
+)
 from vision_wrapper.trainer.parts import evaluated_batches, interleaved
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
@@ -23,7 +30,11 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes."""
+    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes.
+
+    Cross-entropy with class weights is the mean that it is over all samples at once, in which each weighs as its class.
+    Targets that it ignores count for nothing, neither in the loss nor in the accuracy.
+    """
 
     loss: float
     accuracy: float | None
@@ -34,27 +45,37 @@ class Evaluation(NamedTuple):
 def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
     """See `Trainer.evaluate`."""
     loss_fn = trainer.loss_fn
-    losses, hits, sizes, classes = [], [], [], True
+    losses, weights, counts, hits, classes = [], [], [], [], True
     with preserve_mode(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext():
         for logits, targets in _forward_pass(trainer, loader):
             losses.append(_loss(loss_fn, logits, targets))
+            weight, count = weight_and_count(loss_fn, targets)
+            weights.append(weight)
+            counts.append(count)
             classes = classes and are_classes(logits, targets)
             if classes:
                 hits.append((logits.argmax(1) == targets).sum())
-            sizes.append(len(targets))
-    means = torch.stack(losses).tolist() if losses else []
+    own = list(zip(*(_read(values) for values in (losses, weights, counts)), strict=True))
     correct = int(torch.stack(hits).sum()) if classes and hits else 0
-    gathered = trainer.processes.gathered((list(zip(means, sizes, strict=True)), correct, classes))
+    gathered = trainer.processes.gathered((own, correct, classes))
     # In the loader's order: the sum does not depend on the number of processes.
     batches = interleaved([batches for batches, _, _ in gathered])
-    total = sum(size for _, size in batches)
-    if not total:
+    total = sum(count for _, _, count in batches)
+    if not batches:
         raise no_batch()
-    loss = sum(mean * size for mean, size in batches) / total
+    if not total:
+        raise DataError("The loss ignores every target of the loader.")
+    weighed = [(mean, weight) for mean, weight, count in batches if count]  # the mean of no sample is NaN
+    loss = sum(mean * weight for mean, weight in weighed) / sum(weight for _, weight in weighed)
     if not all(classes for _, _, classes in gathered):
         return Evaluation(loss, None, None, total)
     correct = sum(correct for _, correct, _ in gathered)
     return Evaluation(loss, correct / total, correct, total)
+
+
+def _read(values: list[Any]) -> list[Any]:
+    """Numbers, some of which may still be on the device."""
+    return torch.stack(values).tolist() if values and isinstance(values[0], Tensor) else values
 
 
 def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
