@@ -22,7 +22,6 @@ from torchvision.transforms import v2
 from vision_wrapper import data
 from vision_wrapper.data import AUGMENTATIONS, ColorJitter, Cutout, Flip, Pad, RandomCrop, RandomResizedCrop, Rotate
 from vision_wrapper.data.augment import Augmenter
-from vision_wrapper.data.pipelines import pipelines_in
 from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
 MEAN = (0.49, 0.48, 0.45)
@@ -234,6 +233,7 @@ class Wraps:
     """As everybody adapts albumentations to torchvision's data sets: a pipeline of the class, one of the object."""
 
     crop = A.RandomCrop(12, 12)
+    shared = A.Compose([A.RandomCrop(12, 12), A.RandomBrightnessContrast(p=1.0)])
 
     def __init__(self):
         self.transform = A.Compose([A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)])
@@ -265,6 +265,8 @@ OWN = {
         [A.Lambda(image=lambda image, **_: PIPELINE(image=image)["image"])]
     ),
     "pipeline in a partial": lambda: functools.partial(with_a_pipeline, [PIPELINE]),
+    "pipeline of another class": lambda: lambda image: Wraps.shared(image=image)["image"],
+    "pipeline made inside": lambda: with_a_pipeline_made_inside,
     "compose": lambda: A.Compose([A.RandomCrop(12, 12), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1.0)]),
     "compose with a seed": lambda: A.Compose([A.RandomCrop(12, 12)], seed=3),
     "nested": lambda: A.Compose(
@@ -293,18 +295,23 @@ def test_an_own_augmentation_draws_anew_for_every_image_and_epoch(kind, workers)
     assert (PIPELINE.random_generator.bit_generator.state, PIPELINE.py_random.getstate()) == state
 
 
-def test_pipelines_are_found_wherever_they_are_kept():
-    held = Wraps()
-    found = pipelines_in(held)
-    assert {id(held.crop), id(held.transform), *map(id, held.transform.transforms)} == set(map(id, found))
-    assert found.index(held.transform) < found.index(held.transform.transforms[0])  # put back in this order
-    images = list(range(1000))
-    for owner in (
-        held, held.__call__, [held], {"a": held}, lambda image: held(image), functools.partial(held),
-        v2.Compose([held]), lambda image, apply=held: apply(image), lambda image: [held(one) for one in image],
-    ):  # fmt: skip
-        assert {id(part) for part in found} <= {id(part) for part in pipelines_in(owner)}
-    assert pipelines_in(lambda image: images) == pipelines_in(np.flip) == pipelines_in(v2.RandomCrop(3)) == []
+def test_pipelines_have_their_own_generators_outside_of_an_augmentation(tiny):
+    loader = data.make_loaders(tiny, augment=with_a_global_pipeline, size=12).train
+    next(loader.batches(0))
+    image, pipelines = random_images(1, 16)[0], [A.Compose([A.RandomCrop(12, 12)], seed=3) for _ in range(2)]
+    assert np.array_equal(*(pipeline(image=image)["image"] for pipeline in pipelines))
+    again = pickle.loads(pickle.dumps(pipelines[0]))
+    assert np.array_equal(again(image=image)["image"], pipelines[0](image=image)["image"])
+    with pytest.raises(AttributeError, match="py_random"):
+        A.HorizontalFlip.__new__(A.HorizontalFlip).py_random  # noqa: B018
+
+    def nested(image):  # a look at another loader inside an augmentation
+        inner = loader.inputs(1, np.array([0]))
+        assert torch.equal(inner, loader.inputs(1, np.array([0])))
+        return PIPELINE(image=image)["image"]
+
+    looks = [data.make_loaders(tiny, augment=nested, size=12).train.inputs(0, np.arange(3)) for _ in range(2)]
+    assert torch.equal(*looks)
 
 
 class OwnGenerator:
@@ -318,10 +325,9 @@ class OwnGenerator:
 
 
 def test_a_generator_of_ones_own_is_found(tiny):
-    for augment in (OwnGenerator(), with_a_pipeline_made_inside):
-        loaders = data.make_loaders(tiny, augment=augment, size=12)
-        found = [finding for finding in data.check(tiny, loaders) if finding.check == "own_generator"]
-        assert len(found) == 1 and found[0].severity == "error" and "np.random" in str(found[0])
+    loaders = data.make_loaders(tiny, augment=OwnGenerator())
+    found = [finding for finding in data.check(tiny, loaders) if finding.check == "own_generator"]
+    assert len(found) == 1 and found[0].severity == "error" and "np.random" in str(found[0])
     for augment in (Noisy(), Wraps(), "crop_flip"):
         found = data.check(tiny, data.make_loaders(tiny, augment=augment, size=12))
         assert "own_generator" not in [finding.check for finding in found]

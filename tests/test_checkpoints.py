@@ -128,40 +128,6 @@ def test_save_and_load(images, tmp_path):
         other.load(tmp_path / "t")
 
 
-class Running(nn.Module):
-    """A loss with a state: in units of its own average."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("average", torch.ones(()))
-
-    def forward(self, logits, targets):
-        loss = nn.functional.cross_entropy(logits, targets)
-        if logits.requires_grad:
-            self.average.lerp_(loss.detach(), 0.5)
-        return loss / self.average
-
-
-def test_a_loss_with_a_state_goes_on_with_it(images, tmp_path):
-    def fit(callbacks, checkpoint=None):
-        trainer, loaders = make(images, loss_fn=Running(), callbacks=callbacks)
-        trainer.fit(loaders.train, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0)
-        return trainer
-
-    whole = fit([])
-    with pytest.raises(MemoryError):
-        fit([StopAt(8)], tmp_path / "c")
-    resumed = fit([], tmp_path / "c")
-    assert equal(weights(whole), weights(resumed)) and whole.loss_fn.average == resumed.loss_fn.average
-    trainer, loaders = make(images, loss_fn=Running(), callbacks=[StopAt(8)])
-    with pytest.raises(MemoryError):
-        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "d", checkpoint_seconds=0)
-    trainer.callbacks.clear()
-    for _ in range(2):  # in the same process, and once more
-        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "d")
-        assert equal(weights(whole), weights(trainer))
-
-
 def test_loading_a_fit_takes_nothing_of_its_schedule(images, tmp_path):
     trainer, loaders = make(images, optimizer="sgd")
     schedule = schedules.one_cycle(0.1, peak_epoch=1, cycle_momentum=True)

@@ -127,6 +127,11 @@ def test_weights_and_ignored_targets_count_as_over_all_samples_at_once(size):
             assert (found.correct, found.total, found.accuracy) == (2, 3, 2 / 3)
     with pytest.raises(DataError, match="ignores every target"):
         trainer.evaluate([(logits, torch.full((4,), -100))])
+    loss = nn.CrossEntropyLoss(ignore_index=0, weight=torch.tensor([1.0, 0.5]))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[], precision="fp32")
+    batches = [(x, y.clamp(min=0).to(torch.uint8)) for x, y in batches]
+    found = trainer.evaluate(batches)
+    assert (found.correct, found.total) == (1, 1) and found.loss == pytest.approx(float(np.log1p(np.exp(-0.5))))
 
 
 def test_the_random_beginning_has_no_part_in_an_average():

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,13 +20,12 @@ from PIL import Image
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper._seeding import BatchRandom, SampleRandom
-from vision_wrapper.data.pipelines import pipelines_in
 from vision_wrapper.errors import DataError, MissingPackageError, SettingError, VisionWrapperError
 
 if TYPE_CHECKING:
     import albumentations
 
-_TO_FLOAT = {"ToDtype", "ConvertImageDtype", "ToTensor", "ToFloat"}  # transforms after which images are in 0..1
+_TO_FLOAT = {"ToDtype", "ConvertImageDtype", "ToTensor", "ToFloat"}  # after which images are in 0..1, or 0..255 again
 # A pixel value in 0..255, one for each channel, or the data set's mean.
 Fill: TypeAlias = "int | tuple[int, ...] | Literal['mean']"
 
@@ -350,12 +352,12 @@ class Augmenter:
 
             _check_fills(augment)
             compose = copy.deepcopy(augment)  # the user's own keeps its random state
-            return _UsersOwn(_Albumentations(compose, self._random), self._random, compose)
+            return _UsersOwn(_Albumentations(compose, self._random), self._random)
         if callable(augment):
             parts = [augment, *getattr(augment, "children", tuple)()]  # of a Sequential
             wants_pil = any(_comes_from(part, "torchvision") for part in parts)
             _check_fills(augment)
-            return _UsersOwn(_Callable(augment, wants_pil), self._random, augment)
+            return _UsersOwn(_Callable(augment, wants_pil), self._random)
         raise SettingError(
             "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
             f"transform or a callable, got {augment!r}."
@@ -407,14 +409,14 @@ def _comes_from(augment: object, package: str) -> bool:
 
 def _check_fills(transform: Any) -> None:
     """Raise where a transform of albumentations or torchvision, or one within it, fills with normalised values."""
-    transforms = list(_flattened(transform))
-    if any(type(part).__name__ in _TO_FLOAT for part in transforms):
-        return  # within, images are in 0..1
-    for part in transforms:
+    in_floats = False  # within some pipelines images are in 0..1
+    for part in _flattened(transform):
+        if type(part).__name__ in _TO_FLOAT:
+            in_floats = "int" not in str(getattr(part, "dtype", ""))
         for name in ("fill", "value"):  # the latter is RandomErasing's
             fill = getattr(part, name, None)
             values = fill if isinstance(fill, (tuple, list)) else (fill,)
-            if any(isinstance(value, float) and value < 1 and value != 0 for value in values):
+            if not in_floats and any(isinstance(value, float) and value < 1 and value != 0 for value in values):
                 raise SettingError(
                     f"{type(part).__name__} fills with {fill!r}, but images are in 0..255 here: normalisation comes "
                     "afterwards. Multiply it by 255."
@@ -455,37 +457,55 @@ class _Callable:
 
 
 class _UsersOwn:
-    """Something of the user's: what it may draw from is seeded for the sample, and put back.
+    """Something of the user's: whatever it draws from is seeded for the sample, and as it was afterwards.
 
-    That is the global generators, which the loader puts back, and albumentations pipelines that it keeps. It is given a
-    copy of the image, should it draw on its argument.
+    That is the global generators, which the loader puts back, and albumentations pipelines, wherever it keeps them. It
+    is given a copy of the image, should it draw on its argument.
     """
 
-    def __init__(self, apply: Callable[[np.ndarray], np.ndarray], sample_random: SampleRandom, owner: Any):
-        self.apply, self.sample_random, self.owner = apply, sample_random, owner
-        self._pipelines: list[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pipelines": None}  # another process has its own of a module's
+    def __init__(self, apply: Callable[[np.ndarray], np.ndarray], sample_random: SampleRandom):
+        self.apply, self.sample_random = apply, sample_random
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         import torch
 
-        numpy_generator, python_random = self.sample_random.numpy, self.sample_random.python
-        seed = int(numpy_generator.integers(2**32))
+        seed = int(self.sample_random.numpy.integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        if self._pipelines is None:
-            self._pipelines = pipelines_in(self.owner)
-        own = [(part, part.random_generator, part.py_random) for part in self._pipelines]
+        if "albumentations" in sys.modules:
+            _let_pipelines_ask()
+        before = _DRAWN_FROM.set(self.sample_random)
         try:
-            for part in self._pipelines:
-                part.set_random_state(numpy_generator, python_random)
             return self.apply(image.copy())
         finally:
-            for part, *states in own:
-                part.set_random_state(*states)
+            _DRAWN_FROM.reset(before)
+
+
+# What every albumentations transform draws from in place of its own generators, while a user's augmentation runs.
+_DRAWN_FROM: ContextVar[SampleRandom | None] = ContextVar("drawn_from", default=None)
+
+
+@cache
+def _let_pipelines_ask() -> None:
+    """Once in a process, let albumentations' transforms ask `_DRAWN_FROM` before their own generators."""
+    from albumentations.core.composition import BaseCompose
+    from albumentations.core.transforms_interface import BasicTransform
+
+    def asking(name: str, field: str) -> property:
+        def drawn_from(transform: Any) -> Any:
+            chosen = _DRAWN_FROM.get()
+            if chosen is not None:
+                return getattr(chosen, field)
+            if name not in vars(transform):
+                raise AttributeError(f"{type(transform).__name__} has no {name}")
+            return vars(transform)[name]
+
+        return property(drawn_from, lambda transform, own: vars(transform).update({name: own}))
+
+    for kind in (BaseCompose, BasicTransform):
+        kind.random_generator = asking("random_generator", "numpy")
+        kind.py_random = asking("py_random", "python")
 
 
 def checked_image(result: Any) -> np.ndarray:

@@ -296,9 +296,7 @@ def shuffles(loader: Any) -> bool:
         return loader.shuffle
     kinds = torch.utils.data
     random = (kinds.RandomSampler, kinds.SubsetRandomSampler, kinds.WeightedRandomSampler)
-    drawn = [sampler for sampler in samplers(loader) if isinstance(sampler, random)]
-    dealt = [s for s in samplers(loader) if isinstance(s, kinds.DistributedSampler) and s.shuffle]
-    return bool(drawn or dealt)
+    return any(isinstance(s, random) or getattr(s, "shuffle", None) is True for s in samplers(loader))
 
 
 def check_values(inputs: Tensor, name: str = "train") -> Iterator[Finding]:

@@ -53,7 +53,7 @@ def load(trainer: Trainer, path: PathLike) -> None:
             for name in SCHEDULE_NOTES:  # of the fit's schedule, which is not attached here
                 group.pop(name, None)
         if state["run"] is not None and state["run"]["before_schedule"] is not None:
-            for group, own in zip(trainer.optimizer.param_groups, state["run"]["before_schedule"], strict=True):
+            for group, own in zip(trainer.optimizer.param_groups, state["run"]["before_schedule"], strict=False):
                 group.update(own)
         if state["run"] is not None and state["run"]["average"] is not None:
             average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
@@ -87,7 +87,6 @@ def write(trainer: Trainer, run: Fit) -> None:
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
         "average": None if trainer._average is None else trainer._average.averages,
         "average_steps": 0 if trainer._average is None else trainer._average.steps,
-        "loss": _changed_loss(trainer),
         "before_schedule": None if run.before_schedule is None else run.before_schedule.groups,
         "callbacks": _callback_states(trainer),
         "processes": processes,
@@ -214,8 +213,6 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
         callback.load_state_dict(kept)
     own = position["processes"][trainer.processes.rank]
     run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
-    if position["loss"] is not None:
-        trainer.loss_fn.load_state_dict(position["loss"])
     set_random_states(own["random"])  # also where no epoch is left
     set_loader_states(run.loader, own["loader_random"])
 
@@ -231,13 +228,6 @@ def _advanced_groups(trainer: Trainer, run: Fit, position: dict[str, Any]) -> li
     for _ in range(position["schedule"].get("last_epoch", _scheduler_steps(trainer, run, position))):
         run.scheduler.step()
     return [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
-
-
-def _changed_loss(trainer: Trainer) -> dict[str, Tensor] | None:
-    """The state of a loss that changes in training."""
-    if not isinstance(trainer.loss_fn, nn.Module) or describe_loss(trainer.loss_fn) == trainer._loss_as_given:
-        return None
-    return trainer.loss_fn.state_dict()
 
 
 def _scheduler_steps(trainer: Trainer, run: Fit, position: dict[str, Any]) -> int:
@@ -305,7 +295,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     return {
         "epochs": run.epochs,
         "loader": _describe_loader(run),
-        "loss": trainer._loss_as_given,
+        "loss": _describe_loss(trainer.loss_fn),
         "schedule": None if run.schedule is None else run.schedule.describe(),
         "optimizer": {
             "class": type(trainer.optimizer).__name__,
@@ -343,7 +333,7 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
     return described
 
 
-def describe_loss(loss: Any) -> dict[str, Any]:
+def _describe_loss(loss: Any) -> dict[str, Any]:
     """A function by its name; a module by its class, its plain attributes and its tensors."""
     if not isinstance(loss, nn.Module):
         function, arguments = getattr(loss, "func", loss), getattr(loss, "keywords", {})  # of functools.partial

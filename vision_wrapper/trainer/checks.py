@@ -114,15 +114,15 @@ def ignored_class(loss_fn: Any) -> int:
     return int(_arguments(loss_fn).get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
 
 
-def weight_and_count(loss_fn: Any, targets: Tensor) -> tuple[Any, Any]:
-    """What a batch's mean loss is a mean over: the weight of its targets, and their number (device or int)."""
-    if not takes_logits(loss_fn) or targets.is_floating_point():
-        return len(targets), len(targets)
+def counted_and_weight(loss_fn: Any, targets: Tensor) -> tuple[Tensor | None, Any]:
+    """Which targets a batch's mean loss is of, bool (N,) or None for all, and the weight that they have together."""
+    own = isinstance(loss_fn, nn.Module) and type(loss_fn).forward is not nn.CrossEntropyLoss.forward
+    if own or not takes_logits(loss_fn) or targets.is_floating_point():
+        return None, len(targets)
     counted = targets != ignored_class(loss_fn)
     weights = _arguments(loss_fn).get("weight", getattr(loss_fn, "weight", None))
-    if weights is None:
-        return counted.sum(), counted.sum()
-    return (weights[torch.where(counted, targets, 0)] * counted).sum(), counted.sum()
+    each = counted if weights is None else weights[torch.where(counted, targets, 0).long()] * counted
+    return counted, each.sum()
 
 
 def _arguments(loss_fn: Any) -> dict[str, Any]:

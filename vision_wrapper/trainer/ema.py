@@ -21,7 +21,8 @@ class WeightAverage:
     def update(self) -> None:
         """average = d * average + (1 - d) * weight, with d = min(decay, 1 - 1 / steps), as in the authors' code.
 
-        Over the first steps it is the plain mean: the random weights of the beginning have no part in it.
+        Over the first steps it is the plain mean: the random weights of the beginning have no part in it, unless fp16
+        skips a first step.
         """
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)

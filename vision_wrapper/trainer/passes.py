@@ -17,10 +17,10 @@ from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer.checks import (
     LOSS_ERRORS,
     check_pair,
+    counted_and_weight,
     no_batch,
     out_of_memory,
     raise_loss_failed,
-    weight_and_count,
 )
 from vision_wrapper.trainer.parts import evaluated_batches, interleaved
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
@@ -33,7 +33,8 @@ class Evaluation(NamedTuple):
     """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes.
 
     Cross-entropy with class weights is the mean that it is over all samples at once, in which each weighs as its class.
-    Targets that it ignores count for nothing, neither in the loss nor in the accuracy.
+    Targets that it ignores count for nothing, neither in the loss nor in the accuracy. (The history's figures of the
+    training are means of the batches', by their number of samples.)
     """
 
     loss: float
@@ -49,23 +50,24 @@ def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
     with preserve_mode(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext():
         for logits, targets in _forward_pass(trainer, loader):
             losses.append(_loss(loss_fn, logits, targets))
-            weight, count = weight_and_count(loss_fn, targets)
+            counted, weight = counted_and_weight(loss_fn, targets)
             weights.append(weight)
-            counts.append(count)
+            counts.append(len(targets) if counted is None else counted.sum())
             classes = classes and are_classes(logits, targets)
             if classes:
-                hits.append((logits.argmax(1) == targets).sum())
+                right = logits.argmax(1) == targets
+                hits.append((right if counted is None else right & counted).sum())
     own = list(zip(*(_read(values) for values in (losses, weights, counts)), strict=True))
     correct = int(torch.stack(hits).sum()) if classes and hits else 0
     gathered = trainer.processes.gathered((own, correct, classes))
     # In the loader's order: the sum does not depend on the number of processes.
     batches = interleaved([batches for batches, _, _ in gathered])
-    total = sum(count for _, _, count in batches)
     if not batches:
         raise no_batch()
-    if not total:
-        raise DataError("The loss ignores every target of the loader.")
-    weighed = [(mean, weight) for mean, weight, count in batches if count]  # the mean of no sample is NaN
+    total = sum(count for _, _, count in batches)
+    if not any(weight for _, weight, _ in batches):
+        raise DataError("The loss ignores every target of the loader, or gives it no weight.")
+    weighed = [(mean, weight) for mean, weight, _ in batches if weight]  # the mean of none is NaN
     loss = sum(mean * weight for mean, weight in weighed) / sum(weight for _, weight in weighed)
     if not all(classes for _, _, classes in gathered):
         return Evaluation(loss, None, None, total)

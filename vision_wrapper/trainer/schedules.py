@@ -255,7 +255,7 @@ def plateau(
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
         mode = "min" if monitor.endswith("loss") else "max"
-        least = [min_lr * share for share in _shares(optimizer)]
+        least = [min_lr * share for share in _shares(optimizer)] if min_lr else 0.0  # a list is of so many groups
         return torch_schedulers.ReduceLROnPlateau(
             optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=least
         )

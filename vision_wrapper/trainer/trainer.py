@@ -141,7 +141,6 @@ class Trainer:
         self.loss_fn = loss_fn or nn.functional.cross_entropy
         if isinstance(loss_fn, nn.Module):
             loss_fn.to(self.device)  # the weights of its classes
-        self._loss_as_given = checkpoints.describe_loss(self.loss_fn)  # it may have a state that changes in training
         self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else check_callbacks(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
         self.channels_last = isinstance(model, OWN_NETWORKS) if channels_last is None else channels_last
@@ -486,8 +485,6 @@ class Trainer:
         check_still_held(self.model, self.optimizer)
         check_trainable(self.model)
         check_last_batch(self.model, train_loader, self.processes.count)
-        if checkpoint is not None:
-            self.processes.on_main(partial(check_writable, checkpoint))
         run = Fit(
             trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
             schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
@@ -502,6 +499,8 @@ class Trainer:
             run.agreement = Agreement(self.processes)
             calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
             check_same_settings(self.processes.gathered({**run.settings, **calls}))
+        if run.checkpoint is not None:
+            self.processes.on_main(partial(check_writable, run.checkpoint))
         return run
 
     def averaged(self) -> AbstractContextManager[None]:
