@@ -503,9 +503,9 @@ def _let_pipelines_ask() -> None:
 
         return property(drawn_from, lambda transform, own: vars(transform).update({name: own}))
 
-    for kind in (BaseCompose, BasicTransform):
-        kind.random_generator = asking("random_generator", "numpy")
-        kind.py_random = asking("py_random", "python")
+    for name, field in (("random_generator", "numpy"), ("py_random", "python")):
+        for kind in (BaseCompose, BasicTransform):
+            setattr(kind, name, asking(name, field))
 
 
 def checked_image(result: Any) -> np.ndarray:
