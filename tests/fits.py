@@ -44,16 +44,14 @@ class StopAt(Callback):
     def on_batch_end(self, run):
         self.batches -= 1
         if self.batches == 0:
-            raise MemoryError("killed")
+            self.stop()
+
+    def stop(self):
+        raise MemoryError("killed")
 
 
-class CtrlC(Callback):
-    """As somebody would press it, after so many batches."""
+class CtrlC(StopAt):
+    """As somebody would press it."""
 
-    def __init__(self, batches):
-        self.batches = batches
-
-    def on_batch_end(self, run):
-        self.batches -= 1
-        if self.batches == 0:
-            signal.raise_signal(signal.SIGINT)
+    def stop(self):
+        signal.raise_signal(signal.SIGINT)

@@ -509,7 +509,8 @@ def check_outputs(logits: Tensor, classes: int | None, wants_logits: bool) -> It
         )
     # A logarithm is rounded by eps / 2 of itself, so that the probabilities' sum is off by eps / 2 times their entropy,
     # which is log(classes) at most; in bf16, which CPUs' autocast returns, that is 1%.
-    rounding = torch.finfo(logits.dtype).eps * (1 + math.log(logits.shape[1]))
+    eps = torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0.0
+    rounding = eps * (1 + math.log(max(logits.shape[1], 1)))
     values, tolerance = logits.float(), max(1e-4, rounding)
     if _sum_to_one(values, tolerance) or (wants_logits and _sum_to_one(values.exp(), tolerance)):
         yield Finding(
