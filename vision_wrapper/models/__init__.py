@@ -9,17 +9,10 @@ from torch import nn
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper.models.custom_resnet import CustomResNet
+from vision_wrapper.models.fine_tuning import freeze, head_of, parameter_groups, scale_head, unfreeze
 from vision_wrapper.models.resnet import ResNet, resnet18, resnet34
 from vision_wrapper.models.summary import summary
-from vision_wrapper.models.weights import (
-    freeze,
-    from_pytorch_cifar,
-    head_of,
-    load_weights,
-    parameter_groups,
-    scale_head,
-    unfreeze,
-)
+from vision_wrapper.models.weights import from_pytorch_cifar, load_weights
 from vision_wrapper.models.whitened_convnet import WhitenedConvNet, Whitening
 
 __all__ = [
@@ -69,3 +62,8 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
         arguments.pop("weights", None)
         vars(model)["architecture"] = {"name": name, "arguments": arguments}
     return model
+
+
+def is_own(model: nn.Module) -> bool:
+    """Whether a network is one of this package, or derives from one."""
+    return any(kind.__module__.startswith(f"{__name__}.") for kind in type(model).__mro__)

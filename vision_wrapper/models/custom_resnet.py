@@ -17,6 +17,7 @@ from vision_wrapper.models.layers import (
     NormLayer,
     check_classes_and_channels,
     check_init,
+    records_architecture,
     start_as_identity,
 )
 
@@ -47,6 +48,7 @@ class CustomResNet(nn.Module):
         SettingError: any other value that cannot be.
     """
 
+    @records_architecture("custom_resnet")
     def __init__(
         self,
         num_classes: int = 10,
@@ -70,22 +72,6 @@ class CustomResNet(nn.Module):
             raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
         check_init(init)
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
-        # What rebuilds this network with `build_model`; a classifier file carries it.
-        self.architecture = {
-            "name": "custom_resnet",
-            "arguments": {
-                "num_classes": num_classes,
-                "in_channels": in_channels,
-                "bias": bias,
-                "pool": pool,
-                "activation_after_add": activation_after_add,
-                "dropout": dropout,
-                "norm": norm,
-                "widths": list(widths),
-                "activation": activation,
-                "init": init,
-            },
-        }
         w0, w1, w2, w3 = widths
         kind = (make_norm, make_activation, bias)
         self.prep = conv_block(in_channels, w0, *kind)

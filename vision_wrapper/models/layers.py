@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,34 @@ from vision_wrapper.errors import SettingError
 
 NormLayer = Callable[[int], nn.Module]
 Activation = Callable[[], nn.Module]
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 
 GHOST_SIZE = 32  # images whose statistics a ghost batch norm takes together, as Page (2019) does
+
+
+def records_architecture(name: str) -> Callable[[Constructor], Constructor]:
+    """Have a constructor, an `__init__` or a function, note in the network's `architecture` what rebuilds it.
+
+    That is {"name": `name`, "arguments": {…}}, plain values for `build_model`, which a classifier file carries.
+    """
+
+    def decorate(construct: Constructor) -> Constructor:
+        signature = inspect.signature(construct)
+
+        @wraps(construct)
+        def constructed(*args: Any, **kwargs: Any) -> Any:
+            made = construct(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            model = bound.arguments.pop("self", made)
+            bound.arguments.pop("weights", None)  # they are in the model
+            arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in bound.arguments.items()}
+            model.architecture = {"name": name, "arguments": arguments}
+            return made
+
+        return constructed  # type: ignore[return-value]
+
+    return decorate
 
 
 class GhostBatchNorm(nn.BatchNorm2d):

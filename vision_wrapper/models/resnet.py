@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from vision_wrapper.errors import SettingError
-from vision_wrapper.models.layers import NORMS, NormLayer, check_classes_and_channels
+from vision_wrapper.models.layers import NORMS, NormLayer, check_classes_and_channels, records_architecture
 from vision_wrapper.models.weights import load_weights
 
 
@@ -56,8 +56,6 @@ class ResNet(nn.Module):
         strides: Sequence[int] = (1, 2, 2, 2),
     ):
         super().__init__()
-        # What rebuilds this network with `build_model`, which `resnet18` and `resnet34` fill in.
-        self.architecture: dict[str, Any] | None = None
         check_classes_and_channels(num_classes, in_channels)
         if stem not in ("cifar", "imagenet"):
             raise SettingError(f'stem must be "cifar" or "imagenet", got {stem!r}.')
@@ -98,6 +96,7 @@ def _stage(inputs: int, outputs: int, depth: int, stride: int, make_norm: NormLa
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, make_norm) for _ in range(depth - 1)))
 
 
+@records_architecture("resnet18")
 def resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -124,10 +123,10 @@ def resnet18(
         OtherModelError: weights of another network.
     """
     model = ResNet((2, 2, 2, 2), num_classes, in_channels, norm, stem, strides)
-    model.architecture = _architecture("resnet18", num_classes, in_channels, norm, stem, strides)
     return load_weights(model, weights, torchvision_name="resnet18")
 
 
+@records_architecture("resnet34")
 def resnet34(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -138,12 +137,4 @@ def resnet34(
 ) -> ResNet:
     """ResNet-34; 21,282,122 parameters in the CIFAR form with 10 classes. Arguments and errors as in `resnet18`."""
     model = ResNet((3, 4, 6, 3), num_classes, in_channels, norm, stem, strides)
-    model.architecture = _architecture("resnet34", num_classes, in_channels, norm, stem, strides)
     return load_weights(model, weights, torchvision_name="resnet34")
-
-
-def _architecture(
-    name: str, num_classes: int, in_channels: int, norm: str, stem: str, strides: Sequence[int]
-) -> dict[str, Any]:
-    arguments = {"num_classes": num_classes, "in_channels": in_channels, "norm": norm, "stem": stem}
-    return {"name": name, "arguments": {**arguments, "strides": list(strides)}}

@@ -19,6 +19,7 @@ from vision_wrapper.models.layers import (
     NormLayer,
     check_classes_and_channels,
     check_init,
+    records_architecture,
     start_as_identity,
 )
 
@@ -46,6 +47,7 @@ class WhitenedConvNet(nn.Module):
         SettingError: any other value that cannot be.
     """
 
+    @records_architecture("whitened_convnet")
     def __init__(
         self,
         num_classes: int = 10,
@@ -61,17 +63,6 @@ class WhitenedConvNet(nn.Module):
         if not isinstance(widths, Sequence) or len(widths) != 3:
             raise SettingError(f"widths must be three numbers, one a block, got {widths!r}.")
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
-        self.architecture = {
-            "name": "whitened_convnet",
-            "arguments": {
-                "num_classes": num_classes,
-                "in_channels": in_channels,
-                "widths": list(widths),
-                "norm": norm,
-                "activation": activation,
-                "init": init,
-            },
-        }
         self.whiten = Whitening(in_channels)
         self.whiten_activation = make_activation()
         self.block1 = _block(self.whiten.filters, widths[0], make_norm, make_activation)

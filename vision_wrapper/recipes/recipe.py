@@ -18,7 +18,7 @@ from vision_wrapper.data import augmentation
 from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models import MODELS, build_model, parameter_groups, scale_head
-from vision_wrapper.models.weights import check_group_numbers
+from vision_wrapper.models.fine_tuning import check_group_numbers
 from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule
 from vision_wrapper.trainer.optimizers import check_lookahead
 from vision_wrapper.trainer.precision import PRECISIONS
@@ -161,7 +161,8 @@ class Recipe:
         check_lookahead(**(self.lookahead or {}))
         _check_arguments("model_args", MODELS[self.model], self.model_args, ("num_classes", "in_channels"))
         if self.pretrained is not None and "weights" not in _parameters(MODELS[self.model]):
-            raise SettingError(f"{self.model} has no pretrained weights; of torchvision's, resnet18 and resnet34 have.")
+            having = " and ".join(name for name, make in MODELS.items() if "weights" in _parameters(make))
+            raise SettingError(f"{self.model} has no pretrained weights; {having} have torchvision's.")
         _check_arguments("optimizer_args", OPTIMIZERS[self.optimizer], self.optimizer_args, ("params", "lr"))
         if self.schedule is not None:
             found = ("max_lr",) if self.find_lr else ()

@@ -32,7 +32,7 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
+from vision_wrapper.models import is_own
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer import passes
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, hooks_of
@@ -74,7 +74,6 @@ from vision_wrapper.trainer.precision import autocast, choose_device, choose_pre
 from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
 from vision_wrapper.trainer.views import Views
 
-OWN_NETWORKS = (CustomResNet, ResNet, WhitenedConvNet)
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -143,7 +142,7 @@ class Trainer:
             loss_fn.to(self.device)  # the weights of its classes
         self.callbacks: list[Callback] = [ProgressBar()] if callbacks is None else check_callbacks(callbacks)
         self.ema, self.clip_norm, self.accumulate, self.l1 = ema, clip_norm, accumulate, l1
-        self.channels_last = isinstance(model, OWN_NETWORKS) if channels_last is None else channels_last
+        self.channels_last = is_own(model) if channels_last is None else channels_last
         self.deterministic = deterministic
         self.epochs_trained = 0
         self.interrupted = False  # whether Ctrl-C ended the last fit
