@@ -102,7 +102,7 @@ def test_a_line_ends_at_its_last_rate_for_all_groups():
     for wrong in (-1, None, "low"):
         with pytest.raises(SettingError, match="final_lr"):
             schedules.linear(final_lr=wrong)
-    with pytest.raises(SettingError, match="it is above"):
+    with pytest.raises(SettingError, match="above the highest rate"):
         schedules.linear(final_lr=0.5).preview(1, 4, lr=0.1)
     assert schedules.linear().preview(1, 4, lr=0.0) == [0.0] * 4
 
@@ -150,7 +150,7 @@ def test_what_falls_does_not_rise():
         schedules.cosine(final_lr=1.0), schedules.linear(final_lr=1.0), schedules.warm_up(1, final_lr=1.0),
         schedules.cosine(0.1, final_lr=0.2),
     ):  # fmt: skip
-        with pytest.raises(SettingError, match="it is above"):
+        with pytest.raises(SettingError, match="above the highest rate"):
             schedule.preview(epochs=3, steps_per_epoch=4, lr=0.1)
 
 

@@ -54,7 +54,7 @@ class Processes:
         return found[0] if found else function()
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns on the main process, where it runs as if that were alone; on all of them.
+        """Run `function` on the main process, as if that were alone, and return its result on every process.
 
         Raises its error on the main process, and `ProcessError` on the others.
         """
@@ -181,6 +181,6 @@ def part_of(batch: T, rank: int, count: int) -> T:
 
 
 def _leave() -> None:
-    """Leave the group at the end of the process; after an error not, because NCCL would wait for the others' work."""
+    """Leave the group when the process ends, unless by an error: NCCL would wait for work that the others never end."""
     if dist.is_initialized() and getattr(sys, "last_value", None) is None:
         dist.destroy_process_group()

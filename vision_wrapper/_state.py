@@ -59,7 +59,7 @@ def set_loader_states(loader: Any, states: list[torch.Tensor]) -> None:
 
 @contextmanager
 def preserve_order(loader: Any) -> Iterator[None]:
-    """Leave the order that a loader's own generators, and a sampler that counts epochs, give next as it was."""
+    """Put back a loader's own generators, and the epoch of a sampler that counts epochs: the next order stays."""
     states = loader_states(loader)
     epochs = [(sampler, sampler.epoch) for sampler in samplers(loader) if hasattr(sampler, "epoch")]
     try:

@@ -33,7 +33,7 @@ class FileWriteError(VisionWrapperError, OSError):
 
 
 class CheckpointError(VisionWrapperError, ValueError):
-    """A checkpoint or classifier file that cannot be used; the subclasses say why."""
+    """A checkpoint or classifier file that cannot be used (the subclasses say why), or cannot keep a value."""
 
 
 class DamagedFileError(CheckpointError):
@@ -49,7 +49,7 @@ class OtherModelError(CheckpointError):
 
 
 class OtherRunError(CheckpointError):
-    """The checkpoint or run folder belongs to a run with other settings."""
+    """The checkpoint or run folder belongs to a run with other settings, or another process is working in it."""
 
 
 class MissingPackageError(VisionWrapperError, ImportError):

@@ -12,7 +12,7 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper.errors import MissingPackageError, SettingError
 from vision_wrapper.models import freeze
-from vision_wrapper.trainer.history import COLUMNS, History
+from vision_wrapper.trainer.history import COLUMNS, History, check_monitor, check_validated, watched
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -232,11 +232,19 @@ class CSVLog(Callback):
 
 
 class EarlyStopping(Callback):
-    """Ends the run when `monitor` has not improved by more than `min_delta` for `patience` epochs."""
+    """Ends the run when `monitor` has not improved by more than `min_delta` for `patience` epochs.
+
+    Args:
+        monitor: a loss or an accuracy of the history.
+        patience: epochs, at least 1.
+        min_delta: in the unit of `monitor`, at least 0.
+
+    Raises:
+        SettingError: another value, or, when training begins, a `val_` column without a validation loader.
+    """
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0):
-        if monitor not in COLUMNS or not monitor.endswith(("loss", "accuracy")):
-            raise SettingError(f"monitor must be a loss or accuracy column of the history, got {monitor!r}.")
+        check_monitor(monitor)
         if patience < 1 or min_delta < 0:
             raise SettingError(f"patience must be at least 1 and min_delta at least 0, got {patience}, {min_delta}.")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
@@ -244,16 +252,13 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Begin anew, unless the run goes on."""
-        if self.monitor.startswith("val_") and not run.validates:
-            raise SettingError(f"EarlyStopping watches {self.monitor}: give fit a validation loader.")
+        check_validated(self.monitor, run.validates, "EarlyStopping")
         if run.epoch == 0 and run.batch == 0:
             self.best, self.waited = -math.inf, 0
 
     def on_epoch_end(self, run: Run) -> None:
         """Compare, count, and stop."""
-        value = run.history[-1][self.monitor]
-        if value is None:
-            raise SettingError(f"EarlyStopping watches {self.monitor}, which targets that are no classes do not have.")
+        value = watched(run.history[-1], self.monitor, "EarlyStopping")
         score = -value if self.monitor.endswith("loss") else value
         if score > self.best + self.min_delta:
             self.best, self.waited = score, 0

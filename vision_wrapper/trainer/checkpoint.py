@@ -118,13 +118,13 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
     return state
 
 
-def check_schedule(run: Fit) -> None:
+def check_schedule_savable(run: Fit) -> None:
     """Raise `CheckpointError`, before anything is trained, where the schedule's state cannot be kept."""
     if run.checkpoint is not None:
         check_savable({"schedule": run.scheduler.state_dict()})
 
 
-def check_callbacks(trainer: Trainer, run: Fit) -> None:
+def check_callbacks_savable(trainer: Trainer, run: Fit) -> None:
     """Raise `CheckpointError`, before anything is trained, where a callback's state cannot be kept."""
     if run.checkpoint is not None:
         check_savable({"callbacks": _callback_states(trainer)})

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import IGNORED, has_batch_norm
-from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError, VisionWrapperError
+from vision_wrapper.data.check import has_batch_norm
+from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
 from vision_wrapper.trainer.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -92,63 +92,6 @@ def check_distributable(model: nn.Module, compile: bool | str) -> None:
         raise SettingError('compile="graphs" is for a single process; several take compile=True.')
 
 
-def check_loss(loss_fn: Any) -> None:
-    """Raise `SettingError` for what is no loss, or sums over the batch: the history would be off by its size."""
-    if isinstance(loss_fn, type) or not callable(loss_fn):
-        raise SettingError(
-            f"loss_fn is a function of (logits, targets), such as nn.CrossEntropyLoss(), got {loss_fn!r}."
-        )
-    torchs = str(getattr(getattr(loss_fn, "func", loss_fn), "__module__", "")).startswith("torch.nn.")
-    reduction = _arguments(loss_fn).get("reduction", getattr(loss_fn, "reduction", "mean"))
-    if torchs and reduction not in ("mean", "batchmean"):
-        raise SettingError(f'The loss must be the mean over the batch, reduction="mean", got {reduction!r}.')
-
-
-def takes_logits(loss_fn: Any) -> bool:
-    """Whether a loss is cross-entropy, which takes the softmax itself."""
-    return getattr(loss_fn, "func", loss_fn) is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)
-
-
-def ignored_class(loss_fn: Any) -> int:
-    """The target that a loss passes over."""
-    return int(_arguments(loss_fn).get("ignore_index", getattr(loss_fn, "ignore_index", IGNORED)))
-
-
-def counted_and_weight(loss_fn: Any, targets: Tensor) -> tuple[Tensor | None, Any]:
-    """Which targets a batch's mean loss is of, bool (N,) or None for all, and the weight that they have together."""
-    own = isinstance(loss_fn, nn.Module) and type(loss_fn).forward is not nn.CrossEntropyLoss.forward
-    if own or not takes_logits(loss_fn) or targets.is_floating_point():
-        return None, len(targets)
-    counted = targets != ignored_class(loss_fn)
-    weights = _arguments(loss_fn).get("weight", getattr(loss_fn, "weight", None))
-    each = counted if weights is None else weights[torch.where(counted, targets, 0).long()] * counted
-    return counted, each.sum()
-
-
-def _arguments(loss_fn: Any) -> dict[str, Any]:
-    """What a functools.partial gives its function."""
-    return getattr(loss_fn, "keywords", {})
-
-
-# What a loss may raise of its arguments: a target that is no class, other shapes, other types.
-LOSS_ERRORS = (IndexError, RuntimeError, TypeError, ValueError)
-
-
-class LossFailed(DataError):
-    """A loss could not be computed of a batch; a fit adds which one."""
-
-
-def raise_loss_failed(logits: Tensor, targets: Tensor, error: Exception) -> NoReturn:
-    """Raise what a loss raised with its arguments; what is not of the loss stays as it is."""
-    others = ("DataLoader worker", "out of memory")  # torch tells of dead processes wherever python is
-    if isinstance(error, VisionWrapperError) or any(words in str(error) for words in others):
-        raise error
-    raise LossFailed(
-        f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) failed: "
-        f"{error} Are there targets that are no class of the model?"
-    ) from error
-
-
 def check_trainable(model: nn.Module) -> None:
     """Raise `SettingError` where every parameter is frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -219,8 +162,8 @@ def out_of_memory(loader: Any) -> DeviceMemoryError:
     size = getattr(loader, "batch_size", None)
     if isinstance(loader, Loader) and not loader.shuffle:
         return DeviceMemoryError(
-            f"The device ran out of memory without gradients. Set the loader's batch_size, {size} now, to "
-            f"{loader.batch_size // 2}."
+            f"The device ran out of memory while evaluating. Set the loader's batch_size to "
+            f"{max(1, loader.batch_size // 2)} (it is {loader.batch_size})."
         )
     advice = f"Try batch_size={max(1, size // 2)}" if isinstance(size, int) else "Try half the batch size"
     return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_wrapper.trainer.batches import Parts
 from vision_wrapper.trainer.callbacks import Callback, Run
 from vision_wrapper.trainer.checks import not_finite
+from vision_wrapper.trainer.distributed import Agreement
 from vision_wrapper.trainer.guards import BeforeSchedule
-from vision_wrapper.trainer.parts import Agreement, Parts
 from vision_wrapper.trainer.passes import Evaluation, are_classes
 from vision_wrapper.trainer.schedules import Schedule
 
@@ -52,7 +53,7 @@ class Fit(Run):
     pending: int = 0  # batches since the optimizer's last step
     refuses_one: bool = False  # a batch of one, because of batch norm
     checked: bool = False  # the first batch of this fit
-    in_step: bool = False
+    in_epoch: bool = False  # between the first batch of an epoch and its last step
     ctrl_c: bool = False  # was pressed, in this process
     interrupted: bool = False  # what all processes know of it
 
@@ -62,7 +63,7 @@ class Fit(Run):
             function(self)
 
     def start(self) -> None:
-        """Call `on_fit_start`; whose it was called of have their `on_fit_end` called, too."""
+        """Call each `on_fit_start`; callbacks that were called also get `on_fit_end`, even if a later one raises."""
         for callback in self.callbacks:
             self.started.append(callback)
             callback.on_fit_start(self)

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vision_wrapper.errors import DataError
+from vision_wrapper.trainer.checks import out_of_memory, position
+from vision_wrapper.trainer.losses import LossFailed
+
 if TYPE_CHECKING:
     from vision_wrapper.trainer.fit import Fit
 
@@ -31,7 +35,7 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
     def handle(*_: Any) -> None:
         if os.getpid() != process:  # a loader's worker: the batches to the step's end are still needed
             return
-        if run.ctrl_c or not (run.in_step or run.trainer.processes.count > 1):
+        if run.ctrl_c or not (run.in_epoch or run.trainer.processes.count > 1):
             raise KeyboardInterrupt
         run.ctrl_c = True
 
@@ -40,6 +44,26 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def end_of(run: Fit) -> Iterator[None]:
+    """Let Ctrl-C end a run, and errors say where they came from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.interrupted = True  # during validation: the checkpoint before it is whole
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(run.loader) from error
+    except RuntimeError as error:
+        # A terminal tells all processes of Ctrl-C; a spawned worker ends by it, and the loop finds it gone.
+        if not (run.ctrl_c and run.trainer.processes.count == 1 and "DataLoader worker" in str(error)):
+            raise
+        run.interrupted = True
+    except LossFailed as error:
+        if not run.in_epoch:  # of the validation loader
+            raise
+        raise DataError(f"{position(run)}: {error}") from error.__cause__
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from typing import Any
 
 from vision_wrapper._files import PathLike, read_json, write_json, write_text
 from vision_wrapper._lookup import check_names
-from vision_wrapper.errors import DamagedFileError, MissingPackageError
+from vision_wrapper.errors import DamagedFileError, MissingPackageError, SettingError
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+MONITORED = ("val_loss", "val_accuracy", "train_loss", "train_accuracy")
 
 
 class History:
@@ -70,3 +71,25 @@ class History:
         if batches:
             return pandas.DataFrame(self.batches, columns=["step", "epoch", "lr", "loss"])
         return pandas.DataFrame(self.rows, columns=list(COLUMNS))
+
+
+def check_monitor(monitor: str) -> None:
+    """Raise `SettingError` for what is no loss or accuracy of a history."""
+    if monitor not in MONITORED:
+        raise SettingError(f"monitor must be one of {', '.join(MONITORED)}, got {monitor!r}.")
+
+
+def check_validated(monitor: str, validates: bool, who: str) -> None:
+    """Raise `SettingError` where `who` watches what there is none of without validation."""
+    if monitor.startswith("val_") and not validates:
+        raise SettingError(f"{who} watches {monitor}: give fit a validation loader.")
+
+
+def watched(row: dict[str, Any], monitor: str, who: str) -> float:
+    """What `who` watches, of an epoch. Raises `SettingError` where there is no such number."""
+    if row[monitor] is None:
+        raise SettingError(
+            f"{who} watches {monitor}, but no accuracy is counted: the targets are not indices of classes (MixUp and "
+            "CutMix make them probabilities). Watch a loss."
+        )
+    return row[monitor]

@@ -15,9 +15,11 @@ from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import SettingError
+from vision_wrapper.trainer.batches import Parts, training_batches
 from vision_wrapper.trainer.checks import check_still_held, no_batch
+from vision_wrapper.trainer.first_batch import check_first_batch
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.parts import Parts, training_batches
+from vision_wrapper.trainer.schedules import leading_group, rate_shares
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -76,11 +78,29 @@ def run_lr_finder(
         raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
     check_still_held(trainer.model, trainer.optimizer)
     finder_class, batches_class = _classes()
+    with _borrowed(trainer, train_loader):
+        finder = finder_class(trainer, val_loader)
+        with _quietly(), contextlib.suppress(_LossNotFinite):
+            finder.range_test(
+                batches_class(_endless(trainer, train_loader)),
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=num_iter,
+                accumulation_steps=trainer.accumulate,
+            )
+    losses = finder.history["loss"]
+    stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
+    return suggest(finder.rates[: len(losses)], losses, stopped)
+
+
+@contextlib.contextmanager
+def _borrowed(trainer: Trainer, loader: Any) -> Iterator[None]:
+    """Let the trainer make steps as at the beginning of a fit, and put back all that they change."""
     loss = trainer.loss_fn if isinstance(trainer.loss_fn, nn.Module) else nn.Module()  # one may have a state too
     with (
         preserve_state(trainer.model, trainer.optimizer, trainer._scaler),
         preserve_state(loss),
-        preserve_order(train_loader),
+        preserve_order(loader),
     ):
         if not trainer.model.training:
             trainer.model.train()
@@ -89,42 +109,30 @@ def run_lr_finder(
             trainer.optimizer.restart()
         for group in trainer.optimizer.param_groups:
             group.pop("initial_lr", None)  # of an attached scheduler, from which the test would start
-        finder = finder_class(trainer, val_loader)
         # Of a fit that a callback interrupts with this: its averages have no part in it, its processes stay joined.
         average, trainer._average = trainer._average, None
         joined = bool(trainer._distributed)
-        # The package prints, whether one wants it or not.
-        with (
-            _no_bar(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.suppress(_LossNotFinite),
-        ):
-            try:
-                trainer._distribute()
-                finder.range_test(
-                    batches_class(_endless(trainer, train_loader)),
-                    start_lr=start_lr,
-                    end_lr=end_lr,
-                    num_iter=num_iter,
-                    accumulation_steps=trainer.accumulate,
-                )
-            finally:
-                trainer._average = average
-                if not joined:
-                    trainer._separate()
-    losses = finder.history["loss"]
-    stopped = f" The loss was not finite at {finder.rates[-1]:.3g}." if len(losses) < len(finder.rates) else ""
-    return suggest(finder.rates[: len(losses)], losses, stopped)
+        try:
+            trainer._distribute()
+            yield
+        finally:
+            trainer._average = average
+            if not joined:
+                trainer._separate()
 
 
 @contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """The package's bar shows in notebooks wherever standard error goes, and leaves a thread behind."""
+def _quietly() -> Iterator[None]:
+    """The package prints, whether one wants it or not.
+
+    Its bar shows in notebooks wherever standard error goes, and leaves a thread behind.
+    """
     from torch_lr_finder import lr_finder
 
     bar, lr_finder.tqdm = lr_finder.tqdm, iter
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         lr_finder.tqdm = bar
 
@@ -139,7 +147,7 @@ def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
         first, batches = True, training_batches(trainer, loader, epoch)
         for batch in batches:
             if first and epoch == 0:
-                trainer._check_batch(batch, loader)
+                check_first_batch(trainer, batch, loader)
             first = False
             yield batch, batches.share if isinstance(batches, Parts) else 1.0
         if first:
@@ -157,9 +165,7 @@ def _classes() -> tuple[Any, Any]:
     class Finder(LRFinder):
         def __init__(self, trainer: Trainer, val_loader: Any):
             self.trainer, self.val_loader = trainer, val_loader
-            rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
-            self.leader = int(np.argmax(rates))
-            self.shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+            self.leader, self.shares = leading_group(trainer.optimizer), rate_shares(trainer.optimizer)
             self.rates: list[float] = []
             super().__init__(trainer.model, trainer.optimizer, trainer.loss_fn, device=trainer.device)
 

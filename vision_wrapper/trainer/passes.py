@@ -14,15 +14,9 @@ from vision_wrapper.data import Loader
 from vision_wrapper.data.check import does_not_take, shuffles
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.trainer.checks import (
-    LOSS_ERRORS,
-    check_pair,
-    counted_and_weight,
-    no_batch,
-    out_of_memory,
-    raise_loss_failed,
-)
-from vision_wrapper.trainer.parts import evaluated_batches, interleaved
+from vision_wrapper.trainer.batches import evaluated_batches, interleaved
+from vision_wrapper.trainer.checks import check_pair, no_batch, out_of_memory
+from vision_wrapper.trainer.losses import LOSS_ERRORS, counted_and_weight, raise_loss_failed
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
 if TYPE_CHECKING:
@@ -32,9 +26,9 @@ if TYPE_CHECKING:
 class Evaluation(NamedTuple):
     """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes.
 
-    Cross-entropy with class weights is the mean that it is over all samples at once, in which each weighs as its class.
-    Targets that it ignores count for nothing, neither in the loss nor in the accuracy. (The history's figures of the
-    training are means of the batches', by their number of samples.)
+    With class weights, the loss is the weighted mean over all samples, each by the weight of its class, and not the
+    mean of the batches' means. Targets that the loss ignores count for nothing, neither in the loss nor in the
+    accuracy. (The history's figures of the training are means of the batches', by their number of samples.)
     """
 
     loss: float
@@ -46,20 +40,20 @@ class Evaluation(NamedTuple):
 def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
     """See `Trainer.evaluate`."""
     loss_fn = trainer.loss_fn
-    losses, weights, counts, hits, classes = [], [], [], [], True
+    losses, weights, counts, hits, countable = [], [], [], [], True
     with preserve_mode(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext():
         for logits, targets in _forward_pass(trainer, loader):
             losses.append(_loss(loss_fn, logits, targets))
             counted, weight = counted_and_weight(loss_fn, targets)
             weights.append(weight)
             counts.append(len(targets) if counted is None else counted.sum())
-            classes = classes and are_classes(logits, targets)
-            if classes:
+            countable = countable and are_classes(logits, targets)
+            if countable:
                 right = logits.argmax(1) == targets
                 hits.append((right if counted is None else right & counted).sum())
     own = list(zip(*(_read(values) for values in (losses, weights, counts)), strict=True))
-    correct = int(torch.stack(hits).sum()) if classes and hits else 0
-    gathered = trainer.processes.gathered((own, correct, classes))
+    correct = int(torch.stack(hits).sum()) if countable and hits else 0
+    gathered = trainer.processes.gathered((own, correct, countable))
     # In the loader's order: the sum does not depend on the number of processes.
     batches = interleaved([batches for batches, _, _ in gathered])
     if not batches:
@@ -69,7 +63,7 @@ def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
         raise DataError("The loss ignores every target of the loader, or gives it no weight.")
     weighed = [(mean, weight) for mean, weight, _ in batches if weight]  # the mean of none is NaN
     loss = sum(mean * weight for mean, weight in weighed) / sum(weight for _, weight in weighed)
-    if not all(classes for _, _, classes in gathered):
+    if not all(countable for _, _, countable in gathered):
         return Evaluation(loss, None, None, total)
     correct = sum(correct for _, correct, _ in gathered)
     return Evaluation(loss, correct / total, correct, total)

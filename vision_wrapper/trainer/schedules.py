@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
+from vision_wrapper.trainer.history import check_monitor
 
 
 @dataclass(frozen=True)
@@ -143,24 +144,14 @@ def one_cycle(
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
-    if final_lr is not None and final_lr != 0:
-        _check_optional_rate("final_lr", final_lr)
+    if final_lr is not None:
+        _check_at_least_0("final_lr", final_lr)
     end = final_lr if final_lr is not None else (low / 1e4 if annihilate else low)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         total = epochs * steps_per_epoch
         peak = 0.3 * epochs if peak_epoch is None else peak_epoch
-        if not 0 < peak <= epochs:
-            raise SettingError(
-                f"peak_epoch={peak_epoch} lies outside the run of {epochs} epochs; choose 0 < peak <= {epochs}."
-            )
-        if not peak / epochs * total > 1:
-            raise SettingError(
-                f"peak_epoch={peak_epoch} is within the first step: an epoch has {steps_per_epoch} steps. Choose a "
-                "later peak or a smaller batch."
-            )
-        if three_phase and 2 * peak > epochs:
-            raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
+        _check_peak(peak, epochs, steps_per_epoch, three_phase)
         _start_at(optimizer, max_lr)
         return _OneCycle(
             optimizer,
@@ -181,14 +172,31 @@ def one_cycle(
     return Schedule("one_cycle", build, "batch", arguments=arguments)
 
 
+def _check_peak(peak: float, epochs: int, steps_per_epoch: int, three_phase: bool) -> None:
+    """Raise `SettingError` for a peak (in epochs) that the run does not reach, or reaches with its first step."""
+    if not 0 < peak <= epochs:
+        raise SettingError(f"peak_epoch={peak:g} lies outside the run of {epochs} epochs; choose 0 < peak <= {epochs}.")
+    if not peak / epochs * (epochs * steps_per_epoch) > 1:  # rounded as torch's scheduler rounds it
+        raise SettingError(
+            f"peak_epoch={peak:g} is within the first step: an epoch has {steps_per_epoch} steps. Choose a later peak "
+            "or a smaller batch."
+        )
+    if three_phase and 2 * peak > epochs:
+        raise SettingError(f"three_phase rises and falls by epoch {2 * peak:g}, but the run has {epochs} epochs.")
+
+
 def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     """Down along half a cosine over the run (Loshchilov & Hutter 2016, arXiv:1608.03983), by batch.
 
-    `max_lr` None starts at the optimizer's own rates; `final_lr` is of the group with the largest.
+    Args:
+        max_lr: where it begins, of the group with the largest rate; None is the optimizer's own rates.
+        final_lr: where that group ends.
+
+    Raises:
+        SettingError: a rate that cannot be, or, when training begins, a `final_lr` above the first rate.
     """
     _check_optional_rate("max_lr", max_lr)
-    if final_lr != 0:
-        _check_optional_rate("final_lr", final_lr)
+    _check_at_least_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -205,11 +213,10 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     """Down along a straight line over the run, by batch; all groups end at the same share of their rate.
 
-    `max_lr` None starts at the optimizer's own rates; `final_lr` is of the group with the largest.
+    Arguments and errors are those of `cosine`.
     """
     _check_optional_rate("max_lr", max_lr)
-    if final_lr != 0 and not _is_rate(final_lr):
-        raise SettingError(f"final_lr must be a number of at least 0, got {final_lr!r}.")
+    _check_at_least_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -220,7 +227,15 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
 
 def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
-    """Times `factor` after each of the `milestones` (epochs that have ended), by epoch."""
+    """Times `factor` after each of the `milestones`, by epoch.
+
+    Args:
+        milestones: numbers of epochs that have ended, from 1 on, rising.
+        factor: above 0.
+
+    Raises:
+        SettingError: other milestones or another factor.
+    """
     whole = isinstance(milestones, Sequence) and all(_is_whole(m) for m in milestones)
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
@@ -241,21 +256,30 @@ def plateau(
     threshold: float = 1e-4,
     min_lr: float = 0.0,
 ) -> Schedule:
-    """Times `factor` when `monitor` has not improved for more than `patience` epochs."""
+    """Times `factor` when `monitor` has not improved for more than `patience` epochs.
+
+    Args:
+        factor: between 0 and 1.
+        patience: epochs.
+        monitor: the column of the history that is watched.
+        threshold: the share of the best value by which a better one has to differ.
+        min_lr: below which the rate does not fall, of the group with the largest.
+
+    Raises:
+        SettingError: a value that cannot be, or, when training begins, a `val_` column without a validation loader.
+    """
     if not (_is_rate(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
     if not _is_whole(patience) or patience < 0:
         raise SettingError(f"patience must be a whole number of epochs, at least 0, got {patience!r}.")
-    for name, value in (("threshold", threshold), ("min_lr", min_lr)):
-        if value != 0 and not _is_rate(value):
-            raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
-    if monitor not in ("val_loss", "val_accuracy", "train_loss", "train_accuracy"):
-        raise SettingError(f"monitor must be val_loss, val_accuracy, train_loss or train_accuracy, got {monitor!r}.")
+    _check_at_least_0("threshold", threshold)
+    _check_at_least_0("min_lr", min_lr)
+    check_monitor(monitor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
         mode = "min" if monitor.endswith("loss") else "max"
-        least = [min_lr * share for share in _shares(optimizer)] if min_lr else 0.0  # a list is of so many groups
+        least = [min_lr * share for share in rate_shares(optimizer)] if min_lr else 0.0  # a list is of so many groups
         return torch_schedulers.ReduceLROnPlateau(
             optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=least
         )
@@ -265,7 +289,16 @@ def plateau(
 
 
 def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: float | None = None) -> Schedule:
-    """Linearly up from nearly 0 over `warm_up_epochs`, then constant, or linearly down to `final_lr`; by batch."""
+    """Linearly up from nearly 0 over `warm_up_epochs`, then constant, or linearly down to `final_lr`; by batch.
+
+    Args:
+        warm_up_epochs: above 0, fractions allowed.
+        max_lr: the rate after them, of the group with the largest; None is the optimizer's own.
+        final_lr: where that group ends; None stays at `max_lr`.
+
+    Raises:
+        SettingError: a value that cannot be, or, when training begins, a rise longer than the run.
+    """
     _check_optional_rate("max_lr", max_lr)
     _check_optional_rate("final_lr", final_lr)
     if not _is_rate(warm_up_epochs):
@@ -290,7 +323,7 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
 
 
 def constant(lr: float | None = None) -> Schedule:
-    """The same rate throughout; None is the optimizer's own."""
+    """The same rate throughout; None is the optimizer's own. Raises `SettingError` for one that is not above 0."""
     _check_optional_rate("lr", lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -340,6 +373,11 @@ def _check_optional_rate(name: str, value: Any) -> None:
         raise SettingError(f"{name} must be a positive number, got {value!r}.")
 
 
+def _check_at_least_0(name: str, value: Any) -> None:
+    if not (_is_rate(value) or (value == 0 and value is not False)):
+        raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
+
+
 def _highest(optimizer: Optimizer) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
@@ -348,20 +386,19 @@ def _final_share(optimizer: Optimizer, final_lr: float) -> float:
     """What part of its rate each group ends at. Raises `SettingError` where that is above the rate."""
     highest = _highest(optimizer)
     if final_lr > highest > 0:
-        raise SettingError(f"The rate falls from the highest rate, {highest:g}, to final_lr={final_lr!r}: it is above.")
+        raise SettingError(f"final_lr={final_lr!r} is above the highest rate, {highest:g}, from which the rate falls.")
     return final_lr / highest if highest else 0.0
 
 
-def _shares(optimizer: Optimizer) -> list[float]:
+def rate_shares(optimizer: Optimizer) -> list[float]:
     """Each group's rate as a share of the largest one; where all are 0, all are alike."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(rates)
-    return [rate / largest for rate in rates] if largest > 0 else [1.0] * len(rates)
+    rates, highest = [float(group["lr"]) for group in optimizer.param_groups], _highest(optimizer)
+    return [rate / highest for rate in rates] if highest > 0 else [1.0] * len(rates)
 
 
 def leading_group(optimizer: Optimizer) -> int:
     """Which group has the largest rate: the one that schedules, the LR finder and the history speak of."""
-    shares = _shares(optimizer)
+    shares = rate_shares(optimizer)
     return shares.index(max(shares))
 
 
@@ -375,7 +412,7 @@ def _start_at(optimizer: Optimizer, lr: float | None) -> None:
             "The rates of the optimizer's groups are all 0, where an earlier schedule may have ended, so their "
             "proportion is not known: set each group's lr."
         )
-    for group, share in zip(optimizer.param_groups, _shares(optimizer), strict=True):
+    for group, share in zip(optimizer.param_groups, rate_shares(optimizer), strict=True):
         group.pop("initial_lr", None)  # torch would begin there
         if lr is not None:
             group["lr"] = lr * share

@@ -20,55 +20,44 @@ from torch import Tensor, nn
 from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike, check_writable
-from vision_wrapper._state import (
-    loader_states,
-    preserve_order,
-    preserve_random_states,
-    random_states,
-    set_loader_states,
-    set_random_states,
-)
+from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, has_batch_norm
+from vision_wrapper.data.check import BATCH_OF_ONE, has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import is_own
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer import passes
+from vision_wrapper.trainer.batches import Parts, training_batches
 from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, hooks_of
 from vision_wrapper.trainer.checks import (
-    LOSS_ERRORS,
-    LossFailed,
     check_callbacks,
     check_distributable,
     check_last_batch,
-    check_loss,
     check_optimizer,
-    check_pair,
     check_same_settings,
     check_settings,
     check_still_held,
     check_trainable,
-    ignored_class,
     no_batch,
-    out_of_memory,
     position,
-    raise_loss_failed,
-    takes_logits,
 )
+from vision_wrapper.trainer.distributed import Agreement, Synchronised
 from vision_wrapper.trainer.ema import WeightAverage
+from vision_wrapper.trainer.first_batch import check_first_batch, check_validation
 from vision_wrapper.trainer.fit import Fit
 from vision_wrapper.trainer.guards import (
     BeforeSchedule,
     deterministic_algorithms,
+    end_of,
     reset_scaler,
     stop_on_interrupt,
     unchanged_on_error,
 )
-from vision_wrapper.trainer.history import History
+from vision_wrapper.trainer.history import History, check_validated, watched
+from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, raise_loss_failed
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.parts import Agreement, Parts, Synchronised, evaluated_batches, training_batches
 from vision_wrapper.trainer.passes import Evaluation
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
 from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
@@ -161,7 +150,7 @@ class Trainer:
         self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
         self._average: WeightAverage | None = None
 
-    # ---- training
+    # ---- one step
 
     def train_step(
         self, inputs: Tensor, targets: Tensor, *, share: float = 1.0, update: bool = True
@@ -169,13 +158,16 @@ class Trainer:
         """One training step, the only one: fit, the LR finder and the benchmarks call it.
 
         Args:
-            inputs: a batch on the trainer's device.
-            targets: likewise.
+            inputs: a batch (N, …) on the trainer's device.
+            targets: (N,) classes, or what else the loss takes, likewise.
             share: what the loss counts for in this step of the optimizer: 1 / n where n batches make it.
             update: whether this is the last of them.
 
         Returns:
-            The batch's loss and its logits, detached, on the device.
+            The batch's loss, a scalar, and its logits, float32 (N, classes): detached, on the device.
+
+        Raises:
+            DataError: the loss cannot be computed of these outputs and targets.
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             logits = self._forward(inputs).float()  # losses are computed in float32
@@ -183,7 +175,7 @@ class Trainer:
                 loss = self.loss_fn(logits, targets)
             except LOSS_ERRORS as error:
                 raise_loss_failed(logits, targets, error)
-        total = loss if not self.l1 else loss + self.l1 * self._weight_sum()
+        total = loss if not self.l1 else loss + self.l1 * self._l1_norm()
         if share != 1:
             total = total * share
         scales = self._scaler.is_enabled()
@@ -194,6 +186,11 @@ class Trainer:
             self._optimizer_step()
             self._after_step()
         return loss.detach(), logits.detach()
+
+    def _l1_norm(self) -> Tensor:
+        """The sum of the absolute weights that learn, of matrices and filters."""
+        sums = [p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
+        return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 
     def _clip_gradients(self, norm: float) -> None:
         self._scaler.unscale_(self.optimizer)
@@ -209,6 +206,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update()
+
+    # ---- training
 
     def fit(
         self,
@@ -252,20 +251,27 @@ class Trainer:
             CheckpointError: a checkpoint cannot hold the schedule's or a callback's state.
             DeviceMemoryError: the GPU's memory did not suffice.
         """
-        run = self._new_run(train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history)
-        run.checkpoint_seconds = checkpoint_seconds
+        run = self._new_run(
+            train_loader,
+            val_loader,
+            epochs,
+            _as_schedule(schedule, every),
+            checkpoint,
+            checkpoint_seconds,
+            batch_history,
+        )
         # Another run's is refused before anything is changed.
         kept = self.processes.on_main(partial(checkpoints.read, self, run, extend))
-        self._check_validation(val_loader)
+        check_validation(self, val_loader)
         if self.device.type == "cpu":
             keep_freed_memory()
         begun = False
         try:
-            with stop_on_interrupt(run), deterministic_algorithms(self.deterministic):
+            with end_of(run), stop_on_interrupt(run), deterministic_algorithms(self.deterministic):
                 self._begin(run, kept)
                 begun = True
                 run.start()
-                checkpoints.check_callbacks(self, run)
+                checkpoints.check_callbacks_savable(self, run)
                 while run.epoch < run.epochs and run.stop is None and not run.interrupted:
                     self._train_epoch(run)
                     if not run.interrupted:
@@ -274,19 +280,6 @@ class Trainer:
                     checkpoints.write(self, run)
                 averages = [] if self._average is None else self._average.averages
                 self.processes.broadcast([*self.model.buffers(), *averages])
-        except KeyboardInterrupt:
-            run.interrupted = True  # during validation: the checkpoint before it is whole
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(run.loader) from error
-        except RuntimeError as error:
-            # A terminal tells all processes of Ctrl-C; a spawned worker ends by it, and the loop finds it gone.
-            if not (run.ctrl_c and self.processes.count == 1 and "DataLoader worker" in str(error)):
-                raise
-            run.interrupted = True
-        except LossFailed as error:
-            if not run.in_step:  # of the validation loader
-                raise
-            raise DataError(f"{position(run)}: {error}") from error.__cause__
         finally:
             try:
                 if begun:
@@ -294,6 +287,53 @@ class Trainer:
             finally:
                 self._end(run, begun)
         return run.history
+
+    def _new_run(
+        self,
+        train_loader: Batches,
+        val_loader: Batches | None,
+        epochs: int,
+        schedule: Schedule | None,
+        checkpoint: PathLike | None,
+        checkpoint_seconds: float,
+        batch_history: bool,
+    ) -> Fit:
+        """A run that has not begun, of what `fit` was given; raises what `fit` raises of that."""
+        if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+            raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
+        if schedule is not None and schedule.monitor is not None:
+            check_validated(schedule.monitor, val_loader is not None, "The schedule")
+        batches = _length(train_loader)
+        if batches == 0:
+            raise DataError("The training loader is empty.")
+        check_still_held(self.model, self.optimizer)
+        check_trainable(self.model)
+        check_last_batch(self.model, train_loader, self.processes.count)
+        run = Fit(
+            trainer=self,
+            epochs=int(epochs),
+            batches=batches,
+            loader=train_loader,
+            first_epoch=self.epochs_trained,
+            schedule=schedule,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint_seconds=checkpoint_seconds,
+            batch_history=batch_history,
+            validates=val_loader is not None,
+            refuses_one=has_batch_norm(self.model),
+        )
+        if schedule is not None and batches is None and schedule.every == "batch":
+            raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
+        run.callbacks = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
+        run.hooks = {name: hooks_of(run.callbacks, name) for name in HOOKS}
+        run.settings = checkpoints.describe(self, run)
+        if self.processes.count > 1:
+            run.agreement = Agreement(self.processes)
+            calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
+            check_same_settings(self.processes.gathered({**run.settings, **calls}))
+        if run.checkpoint is not None:
+            self.processes.on_main(partial(check_writable, run.checkpoint))
+        return run
 
     def _begin(self, run: Fit, kept: dict[str, Any] | None) -> None:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
@@ -327,22 +367,7 @@ class Trainer:
             )
         # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
         vars(self.optimizer)["_opt_called"] = True
-        checkpoints.check_schedule(run)
-
-    def _end(self, run: Fit, begun: bool) -> None:
-        """Leave the model with its average, and the optimizer without the schedule."""
-        average, self._average = self._average, None
-        self._separate()
-        if run.before_schedule is not None and run.scheduler is not None:
-            run.before_schedule.put_back()
-        if self._scaler.is_enabled():
-            reset_scaler(self._scaler, self.optimizer)
-        self.interrupted = run.interrupted
-        if not begun:
-            return
-        if average is not None:
-            average.swap()
-        self.epochs_trained = run.first_epoch + run.epoch
+        checkpoints.check_schedule_savable(run)
 
     def _train_epoch(self, run: Fit) -> None:
         started = time.monotonic()
@@ -351,7 +376,7 @@ class Trainer:
         self._distribute()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
-        run.in_step, window = True, 1
+        run.in_epoch, window = True, 1
         for inputs, targets in batches:
             size, share = len(targets), 1.0
             if run.parts is not None:
@@ -380,28 +405,7 @@ class Trainer:
                 if stop:
                     run.interrupted = True
                     return
-        if not run.batch:
-            raise no_batch("training loader")
-        if run.pending:
-            self._finish_window(run, window)
-        run.in_step = False
-        gathered = self.processes.gathered((run.ctrl_c, time.monotonic() - started))
-        run.interrupted, run.seconds = any(stop for stop, _ in gathered), max(seconds for _, seconds in gathered)
-        if run.interrupted:  # after the last batch, as while the loader's processes end
-            checkpoints.write(self, run)
-
-    def _finish_window(self, run: Fit, window: int) -> None:
-        """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
-        gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
-        self.processes.average(gradients)
-        run.pending = 0
-        if self.clip_norm is not None:
-            self._clip_gradients(self.clip_norm)
-        self._optimizer_step()
-        self._after_step()
-        if run.schedule is not None and run.schedule.every == "batch":
-            run.scheduler.step()
+        self._close_epoch(run, window, started)
 
     def _epoch_batches(self, run: Fit) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
@@ -428,7 +432,7 @@ class Trainer:
             first = next(batches, None)
             if first is None:
                 return iter(())
-            self._check_batch(first, loader)
+            check_first_batch(self, first, loader)
             batches = chain([first], batches)
         return batches
 
@@ -450,6 +454,31 @@ class Trainer:
         """Have training steps use the gradients of this process alone, as outside of a fit."""
         self._forward, self._unsynchronised, self._distributed = self._network, nullcontext, []
 
+    def _finish_window(self, run: Fit, window: int) -> None:
+        """The step of the epoch's last window, where the loader's length (none, or a wrong one) had promised more."""
+        gradients = [p.grad for p in self._optimized() if p.grad is not None]
+        torch._foreach_mul_(gradients, window / run.pending)  # each loss counted as 1 / window
+        self.processes.average(gradients)
+        run.pending = 0
+        if self.clip_norm is not None:
+            self._clip_gradients(self.clip_norm)
+        self._optimizer_step()
+        self._after_step()
+        if run.schedule is not None and run.schedule.every == "batch":
+            run.scheduler.step()
+
+    def _close_epoch(self, run: Fit, window: int, started: float) -> None:
+        """What is to be done after an epoch's last batch; `window` is of the step that it began."""
+        if not run.batch:
+            raise no_batch("training loader")
+        if run.pending:
+            self._finish_window(run, window)
+        run.in_epoch = False
+        gathered = self.processes.gathered((run.ctrl_c, time.monotonic() - started))
+        run.interrupted, run.seconds = any(stop for stop, _ in gathered), max(seconds for _, seconds in gathered)
+        if run.interrupted:  # after the last batch, as while the loader's processes end
+            checkpoints.write(self, run)
+
     def _finish_epoch(self, run: Fit, val_loader: Batches | None) -> None:
         checkpoints.write(self, run)
         run.read_losses()
@@ -459,7 +488,8 @@ class Trainer:
                 evaluation = self.evaluate(val_loader)
         row = run.add_row(evaluation)
         if run.schedule is not None and run.schedule.every == "epoch":
-            run.scheduler.step(*([_watched(row, run.schedule.monitor)] if run.schedule.monitor else []))
+            monitor = run.schedule.monitor
+            run.scheduler.step(*([] if monitor is None else [watched(row, monitor, "The schedule")]))
         run.epoch += 1
         run.batch, run.seconds = 0, 0.0
         run.call("on_epoch_end")
@@ -467,49 +497,34 @@ class Trainer:
         run.stop = next((stop for stop, _ in gathered if stop is not None), None)
         run.interrupted = any(ctrl_c for _, ctrl_c in gathered)
 
-    def _new_run(self, train_loader, val_loader, epochs, schedule, every, checkpoint, batch_history) -> Fit:
-        if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-            raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
-        if schedule is not None and not isinstance(schedule, Schedule):
-            if not callable(schedule):
-                raise SettingError(
-                    f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}."
-                )
-            schedule = from_function(schedule, every)
-        if schedule is not None and str(schedule.monitor).startswith("val_") and val_loader is None:
-            raise SettingError(f"The schedule watches {schedule.monitor}: give fit a validation loader.")
-        batches = _length(train_loader)
-        if batches == 0:
-            raise DataError("The training loader is empty.")
-        check_still_held(self.model, self.optimizer)
-        check_trainable(self.model)
-        check_last_batch(self.model, train_loader, self.processes.count)
-        run = Fit(
-            trainer=self, epochs=int(epochs), batches=batches, loader=train_loader, first_epoch=self.epochs_trained,
-            schedule=schedule, checkpoint=None if checkpoint is None else Path(checkpoint), batch_history=batch_history,
-            validates=val_loader is not None, refuses_one=has_batch_norm(self.model),
-        )  # fmt: skip
-        if schedule is not None and batches is None and schedule.every == "batch":
-            raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
-        run.callbacks = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
-        run.hooks = {name: hooks_of(run.callbacks, name) for name in HOOKS}
-        run.settings = checkpoints.describe(self, run)
-        if self.processes.count > 1:
-            run.agreement = Agreement(self.processes)
-            calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
-            check_same_settings(self.processes.gathered({**run.settings, **calls}))
-        if run.checkpoint is not None:
-            self.processes.on_main(partial(check_writable, run.checkpoint))
-        return run
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """During `fit(…)` with `ema`: a context in which the model holds the averaged weights; else nothing changes."""
-        return self._average.applied() if self._average is not None else nullcontext()
+    def _end(self, run: Fit, begun: bool) -> None:
+        """Leave the model with its average, and the optimizer without the schedule."""
+        average, self._average = self._average, None
+        self._separate()
+        if run.before_schedule is not None and run.scheduler is not None:
+            run.before_schedule.put_back()
+        if self._scaler.is_enabled():
+            reset_scaler(self._scaler, self.optimizer)
+        self.interrupted = run.interrupted
+        if not begun:
+            return
+        if average is not None:
+            average.swap()
+        self.epochs_trained = run.first_epoch + run.epoch
 
     # ---- evaluation
 
     def evaluate(self, loader: Batches) -> Evaluation:
-        """Mean loss and accuracy over a loader, in eval mode; everything is left as it was."""
+        """Mean loss and accuracy over a loader, in eval mode; everything is left as it was.
+
+        Args:
+            loader: of `data.make_loaders`, or any iterable of (inputs, targets).
+
+        Raises:
+            DataError: no batch, or one that the model or the loss cannot take.
+            SettingError: what is no loader.
+            DeviceMemoryError: the GPU's memory did not suffice.
+        """
         return passes.evaluate(self, loader)
 
     def predict(self, loader: Batches, tta: Views = None) -> Predictions:
@@ -522,9 +537,14 @@ class Trainer:
 
         Raises:
             UnknownNameError: an unknown `tta`.
+            DataError, DeviceMemoryError: as in `evaluate`.
             SettingError: a `tta` that cannot be, or a torch DataLoader that shuffles, so that indices would be unknown.
         """
         return passes.predict(self, loader, tta)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """During `fit(…)` with `ema`: a context in which the model holds the averaged weights; else nothing changes."""
+        return self._average.applied() if self._average is not None else nullcontext()
 
     def _prepare(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """A batch on the device, in the memory format of the model."""
@@ -532,37 +552,6 @@ class Trainer:
         if self.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets.to(self.device, non_blocking=True)
-
-    def _check_validation(self, loader: Any) -> None:
-        """The first batch of a validation loader, before training; iterators lose it, so they are not looked at."""
-        if loader is None or isinstance(loader, Iterator):
-            return
-        with preserve_random_states(), preserve_order(loader):
-            first = next(evaluated_batches(self, loader), None)
-        if not any(self.processes.gathered(first is not None)):
-            raise no_batch("validation loader")
-        self._check_batch(first, loader, training=False)
-
-    def _check_batch(self, batch: Any, loader: Any, training: bool = True) -> None:
-        """Find out before the first step what would go wrong in it, in any process; nothing is changed."""
-        findings = [] if batch is None else self._findings(check_pair(batch), loader)
-        errors = [str(f) for f in findings if f.severity == "error" and (training or f.check != "batch_of_one")]
-        for error in chain(*self.processes.gathered(errors)):
-            raise DataError(error)
-        for finding in findings:
-            if training and finding.severity == "warning":
-                warnings.warn(str(finding), stacklevel=5)
-
-    def _findings(self, batch: tuple[Tensor, Tensor], loader: Any) -> list[Finding]:
-        inputs, targets = self._prepare(*batch)
-        classes = len(loader.classes) if isinstance(loader, Loader) else None
-        with self._autocast:
-            wants_logits, ignore_index = takes_logits(self.loss_fn), ignored_class(self.loss_fn)
-            return list(check_batch(self.model, inputs, targets, classes, wants_logits, ignore_index))
-
-    def _weight_sum(self) -> Tensor:
-        sums = [p.abs().sum() for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 
     # ---- finding a rate, saving
 
@@ -585,7 +574,14 @@ class Trainer:
             val_loader: judge by its loss (slow) in place of the training batch's.
             start_lr: the first rate.
             end_lr: the last one, unless the loss diverges or becomes NaN before.
-            num_iter: steps of the optimizer.
+            num_iter: steps of the optimizer, at least 2.
+
+        Returns:
+            The rates, the smoothed losses, and a suggestion, which is None with a reason where the curve is useless.
+
+        Raises:
+            SettingError: rates or a number of steps that cannot be.
+            DataError: no batch, or one that the model or the loss cannot take.
         """
         return run_lr_finder(self, train_loader, val_loader, start_lr, end_lr, num_iter)
 
@@ -620,8 +616,12 @@ def _length(loader: Any) -> int | None:
         return None
 
 
-def _watched(row: dict[str, Any], monitor: str) -> float:
-    """The value that a schedule asks for."""
-    if row[monitor] is None:
-        raise SettingError(f"The schedule watches {monitor}, which targets that are no classes do not have.")
-    return row[monitor]
+def _as_schedule(
+    schedule: Schedule | Callable[[torch.optim.Optimizer], Any] | None, every: Literal["batch", "epoch"]
+) -> Schedule | None:
+    """What `fit` was given, as a Schedule. Raises `SettingError` for what cannot be one."""
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    if not callable(schedule):
+        raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
+    return from_function(schedule, every)

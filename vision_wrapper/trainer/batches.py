@@ -1,14 +1,12 @@
-"""The batches of a pass, of which several processes take their parts, and how these agree on when to stop."""
+"""The batches of a pass, of which several processes take their parts."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from itertools import count, islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from vision_wrapper._distributed import Processes, part_of
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
 
 T = TypeVar("T")
-_MOST_STEPS = 1000  # between two agreements
 
 
 class Parts:
@@ -132,8 +129,8 @@ def evaluated_batches(trainer: Trainer, loader: Any) -> Iterator[tuple[Tensor, T
         return _iterator(loader)
     if _distributed_sampler(loader) is not None or shuffles(loader):
         raise SettingError(
-            "Several processes evaluate with a DataLoader without DistributedSampler, which repeats samples, and with "
-            "shuffle=False: each process takes its part of the batches."
+            "With several processes, evaluate with a DataLoader with shuffle=False and without DistributedSampler, which "
+            "repeats samples: each process then takes its share of the batches."
         )
     return islice(_iterator(loader), processes.rank, None, processes.count)
 
@@ -142,42 +139,3 @@ def interleaved(gathered: Sequence[Sequence[T]]) -> list[T]:
     """What each process had of its batches, by rank, in the order of the batches that they parted."""
     missing = object()
     return [value for values in zip_longest(*gathered, fillvalue=missing) for value in values if value is not missing]  # type: ignore[misc]
-
-
-class Synchronised(DistributedDataParallel):
-    """Averages gradients over the processes, and says what to do about parameters that have none."""
-
-    def forward(self, *inputs: Any, **settings: Any) -> Any:
-        """The module's; raises `SettingError` where the last step did not use every parameter."""
-        try:
-            return super().forward(*inputs, **settings)
-        except RuntimeError as error:
-            if "finished reduction in the prior iteration" not in str(error):
-                raise
-            raise SettingError(
-                "Several processes wait for the gradients of parameters that the forward pass does not use. Take these "
-                "out of the model, or freeze them: parameter.requires_grad_(False)."
-            ) from error
-
-
-class Agreement:
-    """What any process wants, which all of them learn at the same step, about once a second."""
-
-    def __init__(self, processes: Processes):
-        self._processes = processes
-        self._steps = self._left = 1
-        self._asked = time.monotonic()
-
-    def reached(self, *wanted: bool) -> tuple[bool, ...]:
-        """For each wish whether any process has it; between two agreements none."""
-        self._left -= 1
-        if self._left:
-            return (False,) * len(wanted)
-        now = time.monotonic()
-        gathered = self._processes.gathered((wanted, now - self._asked))
-        seconds = max(elapsed for _, elapsed in gathered)
-        # A GPU has not made the steps yet that were launched: more than twice as many may take any time.
-        most = min(_MOST_STEPS, 2 * self._steps)
-        self._steps = self._left = max(1, min(most, round(self._steps / max(seconds, 1e-6))))
-        self._asked = now
-        return tuple(any(wishes) for wishes in zip(*(wishes for wishes, _ in gathered), strict=True))
