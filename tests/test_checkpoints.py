@@ -1,6 +1,8 @@
 """Checkpoints: a resumed run is the run, and another run is refused."""
 
+import functools
 import signal
+import types
 
 import pytest
 import torch
@@ -66,6 +68,130 @@ def test_a_plain_dataloader_resumes_exactly_too(tmp_path, own, at):
         fit([StopAt(at)], tmp_path / "c")
     torch.manual_seed(99)
     assert equal(whole, fit([], tmp_path / "c"))
+
+
+class Drawn(torch.utils.data.Sampler):
+    """Batches in an order of a generator of its own, or of the epochs that it counts; its end may draw once more."""
+
+    def __init__(self, generator=None, ends_with_a_draw=False):
+        self.epoch, self.ends_with_a_draw = 0, ends_with_a_draw
+        if generator is not None:
+            self.generator = generator
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        generator = getattr(self, "generator", None) or torch.Generator().manual_seed(self.epoch)
+        self.epoch += 1
+        yield from torch.randperm(40, generator=generator).view(5, 8).tolist()
+        if self.ends_with_a_draw:
+            torch.rand(1)
+
+
+class Epochs(Callback):
+    """Tells the data set of the epoch, as one does with samplers; loaders with workers fork when they are iterated."""
+
+    def __init__(self, data_set):
+        self.data_set = data_set
+
+    def on_epoch_start(self, run):
+        self.data_set.scale = 1.0 + run.epoch
+
+
+class Scaled(torch.utils.data.Dataset):
+    scale = 0.0
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return self.scale * self.x[index], int(self.x[index].sum() > 0)
+
+
+LOADERS = {
+    "batch sampler's generator": lambda made: {"batch_sampler": Drawn(torch.Generator().manual_seed(7))},
+    "sampler's epochs": lambda made: {"batch_sampler": Drawn()},
+    "draws at its end": lambda made: {"batch_sampler": Drawn(ends_with_a_draw=True)},
+    "global generator": lambda made: {"batch_size": 8, "shuffle": True, "generator": torch.default_generator},
+    "workers": lambda made: {"batch_size": 8, "shuffle": True, "num_workers": 2},
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("at", [5, 8])
+def test_what_a_dataloader_draws_with_resumes_too(tmp_path, name, at):
+    def fit(callbacks, checkpoint, workers=None):
+        torch.manual_seed(5)
+        made = Scaled()
+        settings = LOADERS[name](made)
+        if workers is not None and "num_workers" in settings:
+            settings["num_workers"] = workers
+        loader = torch.utils.data.DataLoader(made, **settings)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+        trainer = Trainer(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Epochs(made), *callbacks], device="cpu"
+        )
+        history = trainer.fit(loader, epochs=3, checkpoint=checkpoint, checkpoint_seconds=0)
+        return weights(trainer), history["train_loss"]
+
+    class KilledAfterTheWrite(StopAt):
+        def on_epoch_end(self, run):
+            if at == 5 and run.epoch == 1:
+                self.stop()
+
+    whole, losses = fit([], None)
+    with pytest.raises(MemoryError):
+        fit([KilledAfterTheWrite(-1 if at == 5 else at)], tmp_path / "c")
+    torch.rand(3)
+    resumed, losses2 = fit([], tmp_path / "c")
+    assert losses == losses2 and equal(whole, resumed)
+    if name == "workers":  # the hook has been called before they look at the data set
+        assert fit([], None, workers=0)[1] == losses
+
+
+def test_a_partial_loss_is_the_same_in_every_process(tmp_path):
+    """Functions have addresses, and long tensors are printed in part."""
+
+    def smoothed(logits, targets, base, weight):
+        return base(logits, targets, weight=weight[:3], label_smoothing=0.1)
+
+    def fit(base, weight):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+        loss = functools.partial(smoothed, base=base, weight=weight)
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), loss, callbacks=[])
+        return trainer.fit(ready_batches(), epochs=1, checkpoint=tmp_path / "c")
+
+    def copied():  # elsewhere in memory, as in another process
+        return types.FunctionType(nn.functional.cross_entropy.__code__, nn.functional.__dict__, "cross_entropy",
+                                  nn.functional.cross_entropy.__defaults__)  # fmt: skip
+
+    bases = [copied() for _ in range(2)]
+    for base in bases:
+        base.__kwdefaults__ = nn.functional.cross_entropy.__kwdefaults__
+    weight = torch.ones(2000)
+    assert len(fit(bases[0], weight)) == len(fit(bases[1], weight)) == 1
+    weight[1000] = 2.0
+    with pytest.raises(OtherRunError, match="loss"):
+        fit(bases[1], weight)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_a_callback_may_load_in_a_fit(images, tmp_path, schedule):
+    class BackToTheFirst(Callback):
+        def on_epoch_end(self, run):
+            if run.epoch == 1:
+                run.trainer.save(tmp_path / "first")
+            else:
+                run.trainer.load(tmp_path / "first")
+
+    trainer, loaders = make(images, callbacks=[BackToTheFirst()])
+    made = {"one_cycle": lambda: schedules.one_cycle(0.02, peak_epoch=1), "cosine": lambda: schedules.cosine(0.02)}
+    history = trainer.fit(loaders.train, epochs=3, schedule=made[schedule]())
+    assert history["lr"] == make(images)[0].fit(loaders.train, epochs=3, schedule=made[schedule]())["lr"]
+    assert not {"max_lr", "initial_lr"} & set(trainer.optimizer.param_groups[0])
 
 
 def test_looking_leaves_the_order_of_a_loaders_own_generator():

@@ -16,6 +16,7 @@ from vision_wrapper import data, recipes
 from vision_wrapper.errors import DataNotFoundError, DeviceMemoryError, OtherRunError, SettingError, WorkerError
 from vision_wrapper.recipes import RECIPES
 from vision_wrapper.trainer import Callback, EarlyStopping, Trainer, schedules
+from vision_wrapper.trainer.checks import out_of_memory
 
 KILLS = int(os.environ.get("VISION_WRAPPER_KILLS", "10"))  # scripts/kill_test takes two hundred
 TINY = {"widths": (4, 4, 8, 8), "dropout": 0.2}
@@ -255,3 +256,6 @@ def test_a_device_without_room_names_the_next_batch_size(images):
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
     with pytest.raises(DeviceMemoryError, match="batch_size=4"):
         trainer.fit(loaders.train, epochs=1)
+    one = data.make_loaders(images, batch_size=1).test
+    one.batch_size = 1  # for evaluation it is larger
+    assert "batch_size to 1 (it is 1)" in str(out_of_memory(one))

@@ -99,9 +99,10 @@ def test_a_line_ends_at_its_last_rate_for_all_groups():
         optimizer.step()
         scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])
-    for wrong in (-1, None, "low"):
-        with pytest.raises(SettingError, match="final_lr"):
-            schedules.linear(final_lr=wrong)
+    for wrong in (-1, None, "low", False):
+        for falling in (schedules.linear, schedules.cosine):
+            with pytest.raises(SettingError, match="final_lr must be a number of at least 0"):
+                falling(final_lr=wrong)
     with pytest.raises(SettingError, match="above the highest rate"):
         schedules.linear(final_lr=0.5).preview(1, 4, lr=0.1)
     assert schedules.linear().preview(1, 4, lr=0.0) == [0.0] * 4

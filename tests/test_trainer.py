@@ -125,6 +125,11 @@ def test_weights_and_ignored_targets_count_as_over_all_samples_at_once(size):
             found = trainer.evaluate(batches)
             assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, targets, **arguments)))
             assert (found.correct, found.total, found.accuracy) == (2, 3, 2 / 3)
+        likelihoods = nn.Sequential(model, nn.LogSoftmax(1))
+        for loss in (nn.NLLLoss(**arguments), functools.partial(nn.functional.nll_loss, **arguments)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            again = Trainer(likelihoods, optimizer, loss, callbacks=[], precision="fp32").evaluate(batches)
+            assert again.loss == pytest.approx(found.loss) and again[1:] == found[1:]
     with pytest.raises(DataError, match="ignores every target"):
         trainer.evaluate([(logits, torch.full((4,), -100))])
     loss = nn.CrossEntropyLoss(ignore_index=0, weight=torch.tensor([1.0, 0.5]))

@@ -35,39 +35,46 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-def samplers(loader: Any) -> tuple[Any, Any]:
-    """What a torch DataLoader draws its order with: the sampler, and the one in its batch sampler."""
-    return getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+def samplers(loader: Any) -> list[Any]:
+    """What a torch DataLoader draws its order with: the sampler, the batch sampler, and the one in that."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    found = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    return list({id(sampler): sampler for sampler in found if sampler is not None}.values())
 
 
-def loader_generators(loader: Any) -> list[torch.Generator]:
-    """The generators that a torch DataLoader or its sampler was given, beside the global ones."""
+def loader_states(loader: Any) -> dict[str, list[Any]]:
+    """The states of the generators that a torch DataLoader or its samplers have, and the epochs that these count."""
+    return {
+        "generators": [generator.get_state() for generator in _generators(loader)],
+        "epochs": [sampler.epoch for sampler in _counting(loader)],
+    }
+
+
+def set_loader_states(loader: Any, states: dict[str, list[Any]]) -> None:
+    """Put back what `loader_states` returned."""
+    for generator, state in zip(_generators(loader), states["generators"], strict=False):
+        generator.set_state(state)
+    for sampler, epoch in zip(_counting(loader), states["epochs"], strict=False):
+        sampler.epoch = epoch
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
     found = [getattr(owner, "generator", None) for owner in (loader, *samplers(loader))]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-def loader_states(loader: Any) -> list[torch.Tensor]:
-    """The states of `loader_generators`."""
-    return [generator.get_state() for generator in loader_generators(loader)]
-
-
-def set_loader_states(loader: Any, states: list[torch.Tensor]) -> None:
-    """Put back what `loader_states` returned."""
-    for generator, state in zip(loader_generators(loader), states, strict=False):
-        generator.set_state(state)
+def _counting(loader: Any) -> list[Any]:
+    return [sampler for sampler in samplers(loader) if isinstance(getattr(sampler, "epoch", None), int)]
 
 
 @contextmanager
 def preserve_order(loader: Any) -> Iterator[None]:
     """Put back a loader's own generators, and the epoch of a sampler that counts epochs: the next order stays."""
     states = loader_states(loader)
-    epochs = [(sampler, sampler.epoch) for sampler in samplers(loader) if hasattr(sampler, "epoch")]
     try:
         yield
     finally:
         set_loader_states(loader, states)
-        for sampler, epoch in epochs:
-            sampler.epoch = epoch
 
 
 @contextmanager
@@ -82,13 +89,17 @@ def preserve_random_states() -> Iterator[None]:
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
-    """Leave the train flag of every submodule, the buffers and the random states as they were.
+    """Leave the train flag of every submodule, the buffers, other tensors of it and the random states as they were.
 
     Enough for passes without gradients; `preserve_state` is for the others.
     """
     flags = [(module, module.training) for module in model.modules()]
     registries = _registries(model, "_buffers")
     restore = [_keep(buffer, set()) for buffer in model.buffers()]
+    # Weights that are computed from parameters before each pass, as by pruning.
+    attributes = [vars(module) for module in model.modules()]
+    computed = [(own, k, v) for own in attributes for k, v in own.items() if isinstance(v, torch.Tensor)]
+    restore += [_keep(value.detach(), set()) for _, _, value in computed]
     with preserve_random_states():
         try:
             yield
@@ -98,6 +109,8 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
             for registry, content in registries:
                 registry.clear()  # a buffer made by the first pass, such as a mask of its size
                 registry.update(content)
+            for own, name, value in computed:
+                own[name] = value
             for recall in restore:
                 recall()
 
@@ -106,11 +119,12 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
 def preserve_state(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scaler: Any = None
 ) -> Iterator[None]:
-    """Leave everything bit for bit as it was, also when the block raises or is interrupted.
+    """Leave the values of everything bit for bit as they were, also when the block raises or is interrupted.
 
     Everything is: parameters, their `.grad` and `requires_grad`, buffers, the train flag of every submodule, the random
     states of python, numpy and torch, and, where given, the optimizer (state, groups, attached schedulers' marks) and
-    the gradient scaler. Takes as much memory again as these do.
+    the gradient scaler. Takes as much memory again as these do. It is about values: modules that the block adds or
+    replaces, and hooks, parametrizations or pruning that it puts on them, are not taken away.
     """
     seen: set[int] = set()
     registries = _registries(model, "_parameters")

@@ -34,7 +34,7 @@ from vision_wrapper.errors import (
 )
 from vision_wrapper.evaluation import checked_temperature
 from vision_wrapper.models import build_model
-from vision_wrapper.models.weights import check_fits
+from vision_wrapper.models.weights import check_fits, tensors_of
 
 __all__ = ["Classifier", "Prediction", "export", "load_classifier", "save_classifier"]
 
@@ -209,7 +209,7 @@ def _without_weights(architecture: dict[str, Any] | None, path: PathLike) -> nn.
 
 def _check_entries(own: dict[str, Any], state: dict[str, Any], path: PathLike) -> None:
     """Raise `OtherModelError` for what `load_state_dict` would refuse half-way."""
-    check_fits(_tensors(own), _tensors(state), str(path))
+    check_fits(tensors_of(own), tensors_of(state), str(path))
     kinds, own_kinds = (
         {name: isinstance(value, Tensor) and value.is_floating_point() for name, value in entries.items()}
         for entries in (state, own)
@@ -227,10 +227,6 @@ def _check_same(model: nn.Module, architecture: dict[str, Any] | None, path: Pat
             f"{path} is of another network than the model given. The file: {_spell(architecture)}. The model: "
             f"{_spell(own)}. Leave model= out: the file is enough."
         )
-
-
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}  # not a module's extra state
 
 
 def _on_meta(architecture: dict[str, Any], path: str) -> nn.Module:
@@ -260,7 +256,7 @@ def _architecture_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     # The user may have subclassed it or exchanged layers: then the record no longer tells the truth.
     same_layers = type(twin) is type(model) and repr(twin) == repr(model)
-    shapes, own_shapes = ({k: v.shape for k, v in _tensors(m.state_dict()).items()} for m in (twin, model))
+    shapes, own_shapes = ({k: v.shape for k, v in tensors_of(m.state_dict()).items()} for m in (twin, model))
     return record if same_layers and shapes == own_shapes else None
 
 

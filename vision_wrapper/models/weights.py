@@ -50,14 +50,15 @@ def load_weights(model: Model, weights: str | os.PathLike[str] | None, *, torchv
     return model
 
 
-def check_fits(own: dict[str, Tensor], given: dict[str, Tensor], source: str) -> None:
-    """Raise `OtherModelError` unless the two state dicts have the same names and shapes."""
+def check_fits(own: dict[str, Any], given: dict[str, Any], source: str) -> None:
+    """Raise `OtherModelError` unless the two state dicts have the same names, and their tensors the same shapes."""
     differences = [f"{name} is missing" for name in own if name not in given]
     differences += [f"{name} is not in the model" for name in given if name not in own]
+    shapes, own_shapes = ({k: tuple(v.shape) for k, v in tensors_of(state).items()} for state in (given, own))
     differences += [
-        f"{name} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in given and own[name].shape != given[name].shape
+        f"{name} is {shapes[name]}, the model has {shape}"
+        for name, shape in own_shapes.items()
+        if name in shapes and shapes[name] != shape
     ]
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -65,6 +66,11 @@ def check_fits(own: dict[str, Tensor], given: dict[str, Tensor], source: str) ->
             f"The weights in {source} are of another network: {'; '.join(differences[:3])}{more}. Build the model with "
             "the arguments it was saved with."
         )
+
+
+def tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, which may also hold what a module's `get_extra_state` returned."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

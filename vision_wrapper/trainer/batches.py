@@ -129,7 +129,7 @@ def evaluated_batches(trainer: Trainer, loader: Any) -> Iterator[tuple[Tensor, T
         return _iterator(loader)
     if _distributed_sampler(loader) is not None or shuffles(loader):
         raise SettingError(
-            "With several processes, evaluate with a DataLoader with shuffle=False and without DistributedSampler, which "
+            "With several processes, evaluate with a DataLoader with shuffle=False and no DistributedSampler, which "
             "repeats samples: each process then takes its share of the batches."
         )
     return islice(_iterator(loader), processes.rank, None, processes.count)

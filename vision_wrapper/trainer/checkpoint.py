@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.callbacks import Callback
 from vision_wrapper.trainer.checks import check_pair
 from vision_wrapper.trainer.ema import WeightAverage
-from vision_wrapper.trainer.guards import SCHEDULE_NOTES, SCHEDULED
+from vision_wrapper.trainer.guards import SCHEDULE_NOTES
 from vision_wrapper.trainer.history import History
 from vision_wrapper.trainer.optimizers import Lookahead
 
@@ -48,6 +49,7 @@ def load(trainer: Trainer, path: PathLike) -> None:
     state, _ = trainer.processes.on_main(partial(read_tensors, path, KIND))
     with _all_or_nothing(trainer, path):
         _check_trainer(trainer, state, path)
+        attached = [_schedule_notes(group) for group in trainer.optimizer.param_groups]
         _restore_trainer(trainer, state)
         for group in trainer.optimizer.param_groups:
             for name in SCHEDULE_NOTES:  # of the fit's schedule, which is not attached here
@@ -55,11 +57,17 @@ def load(trainer: Trainer, path: PathLike) -> None:
         if state["run"] is not None and state["run"]["before_schedule"] is not None:
             for group, own in zip(trainer.optimizer.param_groups, state["run"]["before_schedule"], strict=False):
                 group.update(own)
+        for group, notes in zip(trainer.optimizer.param_groups, attached, strict=True):
+            group.update(notes)  # of a schedule that is attached here, as in a fit whose callback loads
         if state["run"] is not None and state["run"]["average"] is not None:
             average = WeightAverage(trainer.model, 0.0)  # what a model holds after a fit with one
             average.load([tensor.to(trainer.device) for tensor in state["run"]["average"]])
             average.swap()
         set_random_states(state["random"])
+
+
+def _schedule_notes(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in SCHEDULE_NOTES if name in group}
 
 
 def write(trainer: Trainer, run: Fit) -> None:
@@ -116,6 +124,13 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
         _matched(trainer, state["run"]["callbacks"])
         _check_trainer(trainer, state, run.checkpoint)
     return state
+
+
+def check_model_savable(trainer: Trainer, run: Fit) -> None:
+    """Raise `CheckpointError`, before anything is trained, where the model has an extra state that cannot be kept."""
+    if run.checkpoint is not None:
+        state = trainer.model.state_dict()
+        check_savable({"model": {name: value for name, value in state.items() if not isinstance(value, Tensor)}})
 
 
 def check_schedule_savable(run: Fit) -> None:
@@ -313,8 +328,9 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
 
 
 def _describe_group(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, str]:
-    """What a group has of its own, but for what schedules change."""
-    defaults = {name: repr(value) for name, value in optimizer.defaults.items() if name not in ("lr", *SCHEDULED)}
+    """What a group has of its own, but for the rates and what schedulers note beside them."""
+    notes = ("lr", *SCHEDULE_NOTES)
+    defaults = {name: repr(value) for name, value in optimizer.defaults.items() if name not in notes}
     return {name: repr(group[name]) for name, value in defaults.items() if name in group and repr(group[name]) != value}
 
 
@@ -338,9 +354,17 @@ def _describe_loss(loss: Any) -> dict[str, Any]:
     if not isinstance(loss, nn.Module):
         function, arguments = getattr(loss, "func", loss), getattr(loss, "keywords", {})  # of functools.partial
         kind = function if hasattr(function, "__qualname__") else type(function)
-        return {"name": f"{kind.__module__}.{kind.__qualname__}", "arguments": repr(arguments)}
+        given = {name: _describe_argument(value) for name, value in arguments.items()}
+        return {"name": f"{kind.__module__}.{kind.__qualname__}", "arguments": given}
     plain = {k: v for k, v in vars(loss).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
     return {"name": type(loss).__qualname__, **plain, "tensors": fingerprint(*loss.state_dict().values())}
+
+
+def _describe_argument(value: Any) -> str:
+    """The same in every process: without addresses, and of a tensor all values."""
+    if isinstance(value, Tensor):
+        return fingerprint(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def fingerprint(*tensors: Tensor) -> str:

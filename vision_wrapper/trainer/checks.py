@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check import has_batch_norm
@@ -55,6 +56,11 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SettingError(
             f"optimizer must be made from the model's parameters, as torch.optim.Adam(…), got {optimizer!r}."
+        )
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise SettingError(
+            "The model has lazy layers, whose size is not known before they have seen an input. Pass it a batch, "
+            "model(images), and make the optimizer after that."
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SettingError("LBFGS evaluates a batch several times a step, which this loop does not; use another one.")

@@ -35,13 +35,19 @@ def ignored_class(loss_fn: Any) -> int:
 
 def counted_and_weight(loss_fn: Any, targets: Tensor) -> tuple[Tensor | None, Any]:
     """Which targets a batch's mean loss is of, bool (N,) or None for all, and the weight that they have together."""
-    own = isinstance(loss_fn, nn.Module) and type(loss_fn).forward is not nn.CrossEntropyLoss.forward
-    if own or not takes_logits(loss_fn) or targets.is_floating_point():
+    if not _weighs_classes(loss_fn) or targets.is_floating_point():
         return None, len(targets)
     counted = targets != ignored_class(loss_fn)
     weights = _arguments(loss_fn).get("weight", getattr(loss_fn, "weight", None))
     each = counted if weights is None else weights[torch.where(counted, targets, 0).long()] * counted
     return counted, each.sum()
+
+
+def _weighs_classes(loss_fn: Any) -> bool:
+    """Whether a loss is torch's cross-entropy or likelihood, whose mean goes by the weights of the classes."""
+    if isinstance(loss_fn, nn.Module):
+        return type(loss_fn).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
+    return getattr(loss_fn, "func", loss_fn) in (nn.functional.cross_entropy, nn.functional.nll_loss)
 
 
 def _arguments(loss_fn: Any) -> dict[str, Any]:

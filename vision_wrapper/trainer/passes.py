@@ -109,7 +109,7 @@ def _forward_pass(
         for batch in evaluated_batches(trainer, loader):
             inputs, targets = trainer._prepare(*check_pair(batch))
             try:
-                with torch.inference_mode(), trainer._autocast:
+                with torch.no_grad(), trainer._autocast:  # what a module keeps may be trained with later
                     logits = averaged_logits(trainer._network, inputs, views)
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(loader) from error

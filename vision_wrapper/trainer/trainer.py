@@ -248,7 +248,7 @@ class Trainer:
             DataError: a first batch that the model cannot take.
             NonFiniteLossError: the loss became NaN or infinite.
             OtherRunError: the checkpoint is of a run with other settings.
-            CheckpointError: a checkpoint cannot hold the schedule's or a callback's state.
+            CheckpointError: a checkpoint cannot hold the state of the schedule, of a callback or of the model.
             DeviceMemoryError: the GPU's memory did not suffice.
         """
         run = self._new_run(
@@ -271,6 +271,7 @@ class Trainer:
                 self._begin(run, kept)
                 begun = True
                 run.start()
+                checkpoints.check_model_savable(self, run)
                 checkpoints.check_callbacks_savable(self, run)
                 while run.epoch < run.epochs and run.stop is None and not run.interrupted:
                     self._train_epoch(run)
@@ -419,9 +420,9 @@ class Trainer:
         elif not isinstance(loader, Loader) and run.epoch_random is not None:
             set_random_states(run.epoch_random)
             set_loader_states(loader, run.epoch_random["loader"])
+        run.call("on_epoch_start")  # before a loader's processes look at what it may change
         batches = training_batches(self, loader, epoch, run.batch)
         run.parts = batches if isinstance(batches, Parts) else None
-        run.call("on_epoch_start")
         if run.batch:  # what is drawn until here had been drawn before
             for _ in range(0 if isinstance(loader, Loader) else run.batch):
                 next(batches, None)
@@ -431,6 +432,8 @@ class Trainer:
             run.checked = True
             first = next(batches, None)
             if first is None:
+                if resumed is not None:  # the end of the epoch may draw, and had drawn
+                    set_random_states(resumed)
                 return iter(())
             check_first_batch(self, first, loader)
             batches = chain([first], batches)
