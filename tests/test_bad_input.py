@@ -130,6 +130,28 @@ def test_what_is_no_mean_loss_is_refused(images, loss):
         make(images, loss_fn=loss)
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"), r"got a tensor \(4,\)"),
+        (lambda o, t: float(nn.functional.cross_entropy(o, t)), r"mean loss, .* got \d"),
+        (lambda o, t: None, "got None"),
+    ],
+)
+def test_a_loss_that_returns_no_mean_is_said_by_every_helper(images, loss, words):
+    trainer, _ = make(images, loss_fn=loss)
+    for call in (lambda b: trainer.fit(b, epochs=1), trainer.evaluate, trainer.find_lr):
+        with pytest.raises(SettingError, match=words):
+            call(ready_batches())
+
+
+def test_a_loss_without_a_gradient_is_said(images):
+    trainer, _ = make(images, loss_fn=lambda o, t: nn.functional.cross_entropy(o, t).detach())
+    assert trainer.evaluate(ready_batches()).total == 12
+    with pytest.raises(SettingError, match="depends on no parameter that learns"):
+        trainer.fit(ready_batches(), epochs=1)
+
+
 def test_what_is_no_model_or_optimizer_is_said(images):
     trainer, loaders = make(images)
     for model, optimizer in (("resnet18", trainer.optimizer), (trainer.model, None), (trainer.model, torch.optim.Adam)):
@@ -174,6 +196,9 @@ def test_a_loader_that_is_none_is_said(images):
     for call in (lambda: trainer.fit(None, epochs=1), lambda: trainer.evaluate(5), lambda: trainer.find_lr(5)):
         with pytest.raises(SettingError, match="iterable of"):
             call()
+    samples = torch.utils.data.TensorDataset(*ready_batches()[0])
+    with pytest.raises(SettingError, match="TensorDataset gives samples, not batches"):
+        trainer.fit(samples, epochs=1)
 
 
 def test_soft_targets_have_no_accuracy(images, capsys):
@@ -202,8 +227,14 @@ def test_settings_of_a_trainer_that_cannot_be(images, arguments, words):
 def test_a_frozen_model_and_lbfgs_are_refused(images):
     trainer, loaders = make(images)
     trainer.model.requires_grad_(False)
-    with pytest.raises(SettingError, match="unfreeze"):
-        trainer.fit(loaders.train, epochs=1)
+    for call in (lambda: trainer.fit(loaders.train, epochs=1), lambda: trainer.find_lr(loaders.train)):
+        with pytest.raises(SettingError, match="unfreeze"):
+            call()
+        trainer.model.fc.requires_grad_(True)
+        body = [p for p in trainer.model.parameters() if not p.requires_grad]
+        with pytest.raises(SettingError, match="that the optimizer holds is frozen"):
+            Trainer(trainer.model, torch.optim.SGD(body), callbacks=[]).fit(loaders.train, epochs=1)
+        trainer.model.fc.requires_grad_(False)
     with pytest.raises(SettingError, match="LBFGS"):
         Trainer(trainer.model, torch.optim.LBFGS(trainer.model.parameters()))
 
@@ -214,6 +245,8 @@ def test_a_frozen_model_and_lbfgs_are_refused(images):
         (lambda o: None, "must return a torch scheduler"),
         (torch.optim.lr_scheduler.ReduceLROnPlateau, "schedules.plateau"),
         (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=12), 'every="batch"'),
+        (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=1), "made for 1 steps, but the run has 2"),
+        (torch.optim.lr_scheduler.StepLR, r"lambda optimizer: StepLR\(optimizer"),
         (schedules.one_cycle(0.1, peak_epoch=9), "outside the run"),
     ],
 )

@@ -101,3 +101,15 @@ def test_what_somebody_froze_stays_frozen_when_the_body_thaws(images):
     trainer.fit(loaders.train, epochs=2)
     assert torch.equal(prep.conv.weight, before) and not prep.conv.weight.requires_grad and not prep.training
     assert trainer.model.layer2.conv.weight.requires_grad and trainer.model.layer2.training
+
+
+def test_a_callback_that_leaves_eval_mode_does_not_stop_training(images):
+    class Look(Callback):
+        def on_epoch_end(self, run):
+            run.trainer.model.eval()
+
+    def fit(callbacks):
+        trainer, loaders = make(images, callbacks=callbacks, dropout=0.3)
+        return trainer.fit(loaders.train, epochs=3)["train_loss"], trainer.model.training
+
+    assert fit([Look()]) == fit([])

@@ -7,7 +7,7 @@ from itertools import count, islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
 from vision_wrapper._distributed import Processes, part_of
 from vision_wrapper._state import samplers
@@ -102,6 +102,10 @@ def _check_repeats_none(sampler: DistributedSampler) -> None:
 
 
 def _iterator(loader: Any) -> Iterator[Any]:
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise SettingError(
+            f"{type(loader).__name__} gives samples, not batches: torch.utils.data.DataLoader(dataset, batch_size=…)."
+        )
     try:
         return iter(loader)
     except TypeError as error:

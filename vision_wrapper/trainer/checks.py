@@ -98,10 +98,15 @@ def check_distributable(model: nn.Module, compile: bool | str) -> None:
         raise SettingError('compile="graphs" is for a single process; several take compile=True.')
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Raise `SettingError` where every parameter is frozen."""
+def check_trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `SettingError` where every parameter is frozen, or every one that the optimizer holds."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SettingError("Every parameter of the model is frozen: models.unfreeze(model) thaws it.")
+    if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
+        raise SettingError(
+            "Every parameter that the optimizer holds is frozen, so nothing would be learned. Make it of those that "
+            "learn: [p for p in model.parameters() if p.requires_grad]."
+        )
 
 
 def check_last_batch(model: nn.Module, loader: Any, processes: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_wrapper.errors import DataError
 from vision_wrapper.trainer.checks import out_of_memory, position
@@ -125,6 +125,16 @@ def unchanged_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             group.update(own)
         before.put_back()
         raise
+
+
+@contextmanager
+def preserve_training(model: nn.Module) -> Iterator[None]:
+    """Put the train flags back where a callback leaves the whole model in eval mode; parts may be put in it."""
+    flags = [(module, module.training) for module in model.modules()]
+    yield
+    if not model.training:
+        for module, training in flags:
+            module.training = training
 
 
 def reset_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:

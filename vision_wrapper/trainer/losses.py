@@ -23,6 +23,17 @@ def check_loss(loss_fn: Any) -> None:
         raise SettingError(f'The loss must be the mean over the batch, reduction="mean", got {reduction!r}.')
 
 
+def check_mean(loss: Any, learns: bool) -> None:
+    """Raise `SettingError` for what is no mean over a batch, or, where it is learned from, has no gradient."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r}"
+        raise SettingError(f"loss_fn must return the batch's mean loss, a tensor without dimensions; got {got}.")
+    if learns and not loss.requires_grad:
+        raise SettingError(
+            "The loss depends on no parameter that learns: it was detached, or the forward pass uses frozen ones alone."
+        )
+
+
 def takes_logits(loss_fn: Any) -> bool:
     """Whether a loss is cross-entropy, which takes the softmax itself."""
     return getattr(loss_fn, "func", loss_fn) is nn.functional.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss)

@@ -16,7 +16,7 @@ from torch import nn
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
-from vision_wrapper.trainer.checks import check_still_held, no_batch
+from vision_wrapper.trainer.checks import check_still_held, check_trainable, no_batch
 from vision_wrapper.trainer.first_batch import check_first_batch
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.schedules import leading_group, rate_shares
@@ -77,6 +77,7 @@ def run_lr_finder(
     if not isinstance(num_iter, int) or num_iter < 2:
         raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
     check_still_held(trainer.model, trainer.optimizer)
+    check_trainable(trainer.model, trainer.optimizer)
     finder_class, batches_class = _classes()
     with _borrowed(trainer, train_loader):
         finder = finder_class(trainer, val_loader)

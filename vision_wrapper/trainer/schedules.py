@@ -75,11 +75,19 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
     name = getattr(function, "__name__", type(function).__name__)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
-        scheduler = function(optimizer)
+        try:
+            scheduler = function(optimizer)
+        except TypeError as error:
+            if not isinstance(function, type):
+                raise
+            raise SettingError(
+                f"{name} takes more than the optimizer: lambda optimizer: {name}(optimizer, …)."
+            ) from error
         if isinstance(scheduler, torch_schedulers.ReduceLROnPlateau):
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError(f"The schedule function {name} must return a torch scheduler, got {scheduler!r}.")
+        _check_long_enough(scheduler, epochs * steps_per_epoch if every == "batch" else epochs)
         length = _length(scheduler) if every == "epoch" else 0
         if length > epochs:
             said = (
@@ -93,6 +101,16 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
         return scheduler
 
     return Schedule(name, build, every, monitor=None)
+
+
+def _check_long_enough(scheduler: Any, steps: int) -> None:
+    """Raise `SettingError` for a OneCycleLR of fewer steps: it would raise in the middle of the run."""
+    parts = getattr(scheduler, "_schedulers", [scheduler])
+    if len(parts) == 1 and isinstance(parts[0], torch_schedulers.OneCycleLR) and parts[0].total_steps < steps:
+        raise SettingError(
+            f"OneCycleLR is made for {parts[0].total_steps} steps, but the run has {steps}. Make it for as many, or "
+            "use schedules.one_cycle, which finds out."
+        )
 
 
 def _length(scheduler: Any) -> float:

@@ -50,12 +50,13 @@ from vision_wrapper.trainer.guards import (
     BeforeSchedule,
     deterministic_algorithms,
     end_of,
+    preserve_training,
     reset_scaler,
     stop_on_interrupt,
     unchanged_on_error,
 )
 from vision_wrapper.trainer.history import History, check_validated, watched
-from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, raise_loss_failed
+from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, check_mean, raise_loss_failed
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.passes import Evaluation
@@ -175,6 +176,7 @@ class Trainer:
                 loss = self.loss_fn(logits, targets)
             except LOSS_ERRORS as error:
                 raise_loss_failed(logits, targets, error)
+        check_mean(loss, learns=True)
         total = loss if not self.l1 else loss + self.l1 * self._l1_norm()
         if share != 1:
             total = total * share
@@ -308,7 +310,7 @@ class Trainer:
         if batches == 0:
             raise DataError("The training loader is empty.")
         check_still_held(self.model, self.optimizer)
-        check_trainable(self.model)
+        check_trainable(self.model, self.optimizer)
         check_last_batch(self.model, train_loader, self.processes.count)
         run = Fit(
             trainer=self,
@@ -495,7 +497,8 @@ class Trainer:
             run.scheduler.step(*([] if monitor is None else [watched(row, monitor, "The schedule")]))
         run.epoch += 1
         run.batch, run.seconds = 0, 0.0
-        run.call("on_epoch_end")
+        with preserve_training(self.model):
+            run.call("on_epoch_end")
         gathered = self.processes.gathered((run.stop, run.ctrl_c))
         run.stop = next((stop for stop, _ in gathered if stop is not None), None)
         run.interrupted = any(ctrl_c for _, ctrl_c in gathered)
