@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vision_wrapper import data, models
-from vision_wrapper.data.sources import FolderSplit
+from vision_wrapper.data.splits import FolderSplit
 from vision_wrapper.errors import DataError
 from vision_wrapper.trainer import Trainer
 

@@ -14,7 +14,7 @@ import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import decode
 from vision_wrapper.data import loaders as loaders_module
-from vision_wrapper.data.sources import image_size
+from vision_wrapper.data.splits import FolderSplit, image_size
 from vision_wrapper.errors import DataError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -82,7 +82,7 @@ def test_exif_orientation(tmp_path, orientation, suffix):
     (tmp_path / "a").mkdir()
     path = saved(Image.fromarray(pixels), tmp_path / "a", f"x.{suffix}", exif=exif)
     assert np.array_equal(decode(path), back[orientation](pixels))
-    split = data.sources.FolderSplit([str(path)], np.array([0]), 3)
+    split = FolderSplit([str(path)], np.array([0]), 3)
     assert image_size(split, 0) == back[orientation](pixels).shape[:2]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vision_wrapper._files import write_bytes
 from vision_wrapper._lookup import unknown_name
-from vision_wrapper.data.sources import image_for
+from vision_wrapper.data.splits import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from vision_wrapper.data.check import Finding, Findings, check
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.loaders import Loader, Loaders, make_loaders
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, Split, Subset, from_arrays, leave_out, load
+from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, from_arrays, leave_out, load
+from vision_wrapper.data.splits import Split, Subset
 from vision_wrapper.data.stats import Stats, class_weights, stats
 
 __all__ = [

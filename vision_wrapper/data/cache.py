@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vision_wrapper._files import PathLike, read_json, replacing, write_json
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, file_of, image_for
+from vision_wrapper.data.sources import ImageData
+from vision_wrapper.data.splits import ArraySplit, Split, file_of, image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError
 
 _FORMAT = 1

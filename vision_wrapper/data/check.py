@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision_wrapper._state import preserve_mode, preserve_order, preserve_random_states, samplers
 from vision_wrapper.data.loaders import Loader, Loaders
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset
+from vision_wrapper.data.sources import ImageData
+from vision_wrapper.data.splits import ArraySplit, Split, Subset, innermost
 from vision_wrapper.data.stats import mean_and_std
 from vision_wrapper.errors import SettingError
 
@@ -255,10 +256,7 @@ def _map(split: Split, function: Callable[[np.ndarray], Any]) -> list[Any]:
     def of(index: int) -> Any:
         return function(split[index][0])
 
-    inner = split
-    while isinstance(inner, Subset):
-        inner = inner.split
-    if isinstance(inner, ArraySplit):
+    if isinstance(innermost(split), ArraySplit):
         return [of(index) for index in range(len(split))]
     with ThreadPoolExecutor() as threads:
         return list(threads.map(of, range(len(split))))

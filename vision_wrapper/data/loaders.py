@@ -22,7 +22,17 @@ from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.augment import Augmentation, Augmenter, RandomResizedCrop
 from vision_wrapper.data.batched import BatchAugmenter, Mixer, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, Subset, image_for, image_size, stratified_split
+from vision_wrapper.data.sources import ImageData
+from vision_wrapper.data.splits import (
+    ArraySplit,
+    Split,
+    Subset,
+    image_for,
+    image_size,
+    innermost,
+    located,
+    stratified_split,
+)
 from vision_wrapper.data.stats import mean_and_std
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError, WorkerError
 
@@ -330,11 +340,10 @@ def _enough(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[int, i
 
 def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The array (N, H, W, C) that holds a split's images, and where in it they are (None: in their order)."""
-    places = None
-    while isinstance(split, Subset):
-        places = split.indices if places is None else split.indices[places]
-        split = split.split
-    return (split.images, places) if isinstance(split, ArraySplit) else (None, None)
+    inner, places = located(split, np.arange(len(split)))
+    if not isinstance(inner, ArraySplit):
+        return None, None
+    return inner.images, None if inner is split else places
 
 
 class _Returning:
@@ -529,9 +538,7 @@ def _number_of_workers(split: Split, num_workers: int | None) -> int:
         if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
             raise SettingError(f"num_workers must be a whole number of at least 0, got {num_workers!r}.")
         return num_workers
-    while isinstance(split, Subset):
-        split = split.split
-    if isinstance(split, ArraySplit):
+    if isinstance(innermost(split), ArraySplit):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MAX_WORKERS, max(1, cores // processes_here()))
