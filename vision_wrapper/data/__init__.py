@@ -15,7 +15,8 @@ from vision_wrapper.data.augment import (
     augmentation,
 )
 from vision_wrapper.data.cache import cached
-from vision_wrapper.data.check import Finding, Findings, check
+from vision_wrapper.data.check import check
+from vision_wrapper.data.findings import Finding, Findings
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.loaders import Loader, Loaders, make_loaders
 from vision_wrapper.data.preprocess import Preprocess

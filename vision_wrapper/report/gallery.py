@@ -13,7 +13,7 @@ from torch import nn
 from vision_wrapper import explain
 from vision_wrapper._files import write_bytes, write_json
 from vision_wrapper.data import Split
-from vision_wrapper.data.check import same_images
+from vision_wrapper.data.check_images import same_images
 from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import Mistake, Mistakes, Predictions
 from vision_wrapper.viz.cam import overlay

@@ -29,7 +29,8 @@ from vision_wrapper._state import (
     set_random_states,
 )
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import BATCH_OF_ONE, Finding, check_batch, has_batch_norm
+from vision_wrapper.data.check_model import BATCH_OF_ONE, check_batch, has_batch_norm
+from vision_wrapper.data.findings import Finding
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import CustomResNet, ResNet, WhitenedConvNet
