@@ -20,7 +20,7 @@ from vision_wrapper.data import (
     Rotate,
     augment,
     batched,
-    loaders,
+    samples,
 )
 from vision_wrapper.data.augment import Augmenter
 from vision_wrapper.errors import SettingError
@@ -243,7 +243,7 @@ def test_a_loader_with_images_on_the_device_gives_the_same(held_out, channels):
     arrays = data.from_arrays((images, labels), (images, labels))
     loader = data.make_loaders(arrays, "crop_flip_mixup", batch_size=5, val_fraction=held_out).train
     wanted = list(loader.batches(1))
-    loader._device_samples = lambda: loaders._DeviceSamples(loader._samples, torch.device("cpu"))
+    loader._device_samples = lambda: samples.DeviceSamples(loader._samples, torch.device("cpu"))
     for (images, targets), (same_images, same_targets) in zip(wanted, loader.batches(1), strict=True):
         assert torch.equal(images, same_images) and torch.equal(targets, same_targets)
 

@@ -43,7 +43,7 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
-        image = preprocess.resize(decode(path, preprocess.channels, preprocess.enough))
+        image = preprocess.resize(decode(path, preprocess.channels, preprocess.decode_size))
     (prediction,) = classifier.predict([image])
     cams = explain.gradcam(classifier.model, preprocess.batch([image]), [prediction.label])
     likeliest = np.argsort(prediction.probabilities)[::-1][:SHOWN_CLASSES]

@@ -130,7 +130,7 @@ def _resized(split: Split, preprocess: Preprocess) -> Iterator[np.ndarray]:
     """Every image as uint8 (*size, C), in order; decoders let go of Python's lock, so threads suffice."""
 
     def resized(index: int) -> np.ndarray:
-        image = image_for(split, index, preprocess.enough)
+        image = image_for(split, index, preprocess.decode_size)
         if image.shape[2] != preprocess.channels:
             raise DataError(f"{split.origin(index)} has {image.shape[2]} channels, expected {preprocess.channels}.")
         return np.ascontiguousarray(preprocess.resize(image))

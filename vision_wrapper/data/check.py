@@ -14,7 +14,8 @@ from vision_wrapper.data.check_images import check_duplicates, check_labels
 from vision_wrapper.data.check_loader import check_loader, first_batch
 from vision_wrapper.data.check_model import check_model
 from vision_wrapper.data.findings import Finding, Findings
-from vision_wrapper.data.loaders import Loader, Loaders
+from vision_wrapper.data.loader import Loader
+from vision_wrapper.data.loaders import Loaders
 from vision_wrapper.data.sources import ImageData
 from vision_wrapper.errors import SettingError
 

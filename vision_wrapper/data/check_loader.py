@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vision_wrapper._state import samplers
 from vision_wrapper.data.findings import Finding
-from vision_wrapper.data.loaders import Loader
+from vision_wrapper.data.loader import Loader
 from vision_wrapper.data.sources import ImageData
 from vision_wrapper.data.splits import Subset
 from vision_wrapper.data.stats import mean_and_std

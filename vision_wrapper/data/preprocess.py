@@ -52,7 +52,7 @@ class Preprocess:
             object.__setattr__(self, name, value)
 
     @property
-    def enough(self) -> tuple[int, int]:
+    def decode_size(self) -> tuple[int, int]:
         """(height, width) that a decoded image needs at most: twice the input, so that it is averaged once more."""
         return 2 * self.size[0], 2 * self.size[1]
 

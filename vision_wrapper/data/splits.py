@@ -129,10 +129,10 @@ def located(split: Split, index: Index) -> tuple[Split, Index]:
     return split, index
 
 
-def image_for(split: Split, index: int, enough: tuple[int, int] | None) -> np.ndarray:
-    """The image as `split[index][0]`, but of a file no more of it than `decode(enough=…)` says."""
+def image_for(split: Split, index: int, decode_size: tuple[int, int] | None) -> np.ndarray:
+    """The image as `split[index][0]`, but of a file no more of it than `decode(decode_size=…)` says."""
     file = file_of(split, index)
-    return split[index][0] if file is None else decode(file, split.channels, enough)
+    return split[index][0] if file is None else decode(file, split.channels, decode_size)
 
 
 def file_of(split: Split, index: int) -> str | None:

@@ -126,7 +126,7 @@ def _inputs_of(mistakes: Mistakes) -> list[np.ndarray]:
     """
     preprocess = mistakes.preprocess
     assert preprocess is not None
-    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))
+    raw = (mistakes.image(i, preprocess.decode_size) for i in range(len(mistakes)))
     return [preprocess.resize(preprocess.as_array(image)) for image in raw]
 
 

@@ -63,7 +63,7 @@ def plot_gradcam(
     from vision_wrapper.explain.maps import predicted_classes
 
     preprocess = mistakes.preprocess
-    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))  # one whole photograph at a time
+    raw = (mistakes.image(i, preprocess.decode_size) for i in range(len(mistakes)))  # one whole photograph at a time
     images = [preprocess.resize(preprocess.as_array(image)) for image in raw]
     inputs = preprocess.batch(images)
     wanted = _targets(mistakes, target)
