@@ -178,6 +178,20 @@ class Mistakes(Sequence[Mistake]):
         """The raw images of all of these, each uint8 (H, W, C); see `image`."""
         return [self.image(i, decode_size) for i in range(len(self))]
 
+    def resized(self) -> list[np.ndarray]:
+        """The images as the network saw them, but for normalisation: uint8 (H, W, C) of its input's size.
+
+        One whole photograph at a time is held. Raises `SettingError` where `source` or `preprocess` is None.
+        """
+        preprocess = self.preprocess
+        if preprocess is None:
+            raise SettingError(
+                "These mistakes do not know how images become inputs. Take them from "
+                "trainer.predict(loader).mistakes(), or pass source= and preprocess= to Predictions."
+            )
+        raw = (self.image(i, preprocess.decode_size) for i in range(len(self)))
+        return [preprocess.resize(preprocess.as_array(image)) for image in raw]
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
         text = io.StringIO()

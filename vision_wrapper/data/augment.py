@@ -20,6 +20,7 @@ from PIL import Image
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper._seeding import BatchRandom, SampleRandom
+from vision_wrapper.data.images import to_pil
 from vision_wrapper.errors import DataError, MissingPackageError, SettingError, VisionWrapperError
 
 if TYPE_CHECKING:
@@ -453,7 +454,7 @@ class _Callable:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not self.wants_pil:
             return checked_image(self.function(image))
-        return checked_image(self.function(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)))
+        return checked_image(self.function(to_pil(image)))
 
 
 class _UsersOwn:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_wrapper.data.findings import Finding, first_few
+from vision_wrapper.data.images import to_pil
 from vision_wrapper.data.sources import ImageData
 from vision_wrapper.data.splits import ArraySplit, Split, innermost
 
@@ -131,7 +132,7 @@ def _digest(image: np.ndarray) -> bytes:
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     """The image in 8x8 pixels of RGB, float32 (192,)."""
-    rgb = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+    rgb = to_pil(image).convert("RGB")
     return np.asarray(rgb.resize((8, 8), Image.Resampling.BOX), dtype=np.float32).ravel()
 
 

@@ -92,6 +92,11 @@ def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
     return array[:, :, None] if channels == 1 else array
 
 
+def to_pil(image: np.ndarray) -> Image.Image:
+    """A uint8 image (H, W, C) as PIL's, grey where C is 1."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
 def _to_eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """Grey values as uint8; where the file does not say so, 0..1, 0..255 or 0..65535 is told from the largest."""
     floating = values.dtype.kind == "f"
