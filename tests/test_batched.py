@@ -22,11 +22,11 @@ from vision_wrapper.data import (
     batched,
     samples,
 )
-from vision_wrapper.data.augment import Augmenter
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer import Trainer
 
-albumentations = augment._albumentations()
+albumentations = augment.import_albumentations()
 SIZE, MEAN = (16, 16), (0.2, 0.4, 0.6)
 BATCHED = [name for name, operations in AUGMENTATIONS.items() if name not in ("none", "photo")]
 

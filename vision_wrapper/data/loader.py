@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vision_wrapper._distributed import part_of
 from vision_wrapper._seeding import balanced_order, checked_seed, shuffled_order
-from vision_wrapper.data.augment import Augmenter
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.data.batched import Mixer
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.samples import DeviceSamples, Samples, fingerprint

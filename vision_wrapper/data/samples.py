@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._state import preserve_random_states
-from vision_wrapper.data.augment import Augmenter, RandomResizedCrop
+from vision_wrapper.data.augment import RandomResizedCrop
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.data.batched import BatchAugmenter, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.splits import ArraySplit, Split, image_for, located
