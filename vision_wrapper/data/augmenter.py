@@ -53,7 +53,7 @@ class Augmenter:
         # What is done to each image by itself (None where it is somebody's own), and then to pairs of them.
         self.operations, self.mixing = _without_mixing(operations)
         self._alternates = any(isinstance(operation, AlternatingFlip) for operation in operations or ())
-        # Without a name it is not known whether the images have to be of the model's size first.
+        # A user's own augmentation may crop to the size itself, so it is given the whole image.
         self.takes_any_size = operations is None or any(isinstance(o, RandomResizedCrop) for o in operations)
         self._random = SampleRandom(seed)
         self._apply = self._compiled(augment, operations, size, mean)

@@ -39,6 +39,11 @@ def check(
 
     Returns:
         The findings, errors first. Each says what to do.
+
+    Raises:
+        SettingError: a model without loaders, or a loader that gives no batch.
+        DataError: an image that cannot be decoded, or an augmentation that fails.
+        DataNotFoundError: an image file that is gone.
     """
     named = _named(loaders)
     with preserve_random_states(), ExitStack() as stack:

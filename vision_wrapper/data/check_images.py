@@ -70,13 +70,13 @@ def check_duplicates(data: ImageData, near: bool = False) -> Iterator[Finding]:
         if shared:
             others = set(found)
             everywhere = [i for i, digest in enumerate(train) if digest in others]
-            yield _in_both("duplicate", "the same", data, name, shared, everywhere)
+            yield _in_both("duplicate", "identical", data, name, shared, everywhere)
         if near:
             alike = _near_duplicates(getattr(data, name), data.train)
             alike = {i: like for i, like in alike.items() if i not in shared}
             if alike:
                 everywhere = sorted({j for like in alike.values() for j in like})
-                yield _in_both("near_duplicate", "almost the same", data, name, alike, everywhere)
+                yield _in_both("near_duplicate", "almost identical", data, name, alike, everywhere)
 
 
 def _check_conflicts(data: ImageData, digests: list[bytes], first: dict[bytes, int]) -> Iterator[Finding]:
@@ -117,8 +117,8 @@ def _in_both(
     return Finding(
         check,
         "warning",
-        f"{len(pairs)} images of {name} are {what} as one of train, such as {getattr(data, name).origin(there)} and "
-        f"{data.train.origin(here[0])}: the accuracy is of images that were learned.",
+        f"{len(pairs)} images of {name} are also in train ({what}), such as {getattr(data, name).origin(there)} and "
+        f"{data.train.origin(here[0])}: accuracy on them is measured on images seen in training.",
         "Leave them out of train: data.leave_out(images, train=finding.indices).",
         tuple(indices),
     )

@@ -53,8 +53,8 @@ def make_loaders(
         data: from `data.load` or `data.from_arrays`.
         augment: a name of `AUGMENTATIONS`, operations, an `albumentations.Compose`, a torchvision transform, or a
             callable from a uint8 image to another.
-        batch_size: images in a training batch. Those without gradients are larger where images are small: 512 of
-            32x32.
+        batch_size: images in a training batch. Evaluation batches, which need no gradients, are larger for small
+            images: at least 512 of 32x32.
         val_fraction: of each class of the training split, held out as `val`; 0 leaves `val` to what the data set has.
         num_workers: None takes none for data in memory, and up to 8, one a core, for files. With workers, images in
             memory stay off the GPU.

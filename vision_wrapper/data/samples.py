@@ -102,7 +102,10 @@ class DeviceSamples:
 
 
 def _decode_size(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[int, int] | None:
-    """What is enough of a photograph for its input; None, all of it, where somebody's own augmentation has it first."""
+    """The size down to which a photograph may be decoded for this input.
+
+    None (all of it) where a user's own augmentation sees the image first.
+    """
     if augmenter is None:
         return preprocess.decode_size
     if augmenter.operations is None:

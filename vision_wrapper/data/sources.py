@@ -83,7 +83,9 @@ def load(
     Raises:
         UnknownNameError: neither a known name nor a path.
         DataNotFoundError: the folder does not exist, or a download failed.
-        DataError: the folder is empty, has one class, a class in test that train lacks, or unreadable images.
+        DataError: the folder is empty, has one class, a class without images or with too few to hold one out, or a
+            class in test that train lacks.
+        SettingError: a value that cannot be.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise SettingError(f"load takes the name of a data set or the path of a folder, got {name!r}.")
