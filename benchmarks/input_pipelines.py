@@ -20,7 +20,7 @@ from PIL import Image
 
 from vision_wrapper import data
 from vision_wrapper.data import AUGMENTATIONS
-from vision_wrapper.data.augment import Compiled, _albumentations
+from vision_wrapper.data.augment import Compiled, import_albumentations
 
 IMAGES, ROUNDS, BATCH_SIZE = 5000, 9, 512
 CHAINS = ("crop_flip", "crop_flip_cutout", "crop_alternating_flip_cutout", "crop_rotate_cutout", "crop_flip_mixup")
@@ -62,7 +62,7 @@ def in_memory(name: str) -> dict:
     ours = data.make_loaders(images, name, BATCH_SIZE)
     mean = ours.preprocess.mean
     operations = [o.compile((32, 32), mean) for o in AUGMENTATIONS[name] if isinstance(o, Compiled)]
-    theirs = data.make_loaders(images, _albumentations().Compose(operations), BATCH_SIZE).train
+    theirs = data.make_loaders(images, import_albumentations().Compose(operations), BATCH_SIZE).train
     contestants = {
         "whole batches": rate(IMAGES, lambda: ours.train.batches(0, channels_last=True)),
         "albumentations": rate(IMAGES, lambda: theirs.batches(0)),
@@ -105,7 +105,7 @@ def from_files(size: tuple[int, int], count: int) -> dict:
     from torchvision.transforms import v2
 
     cv2.setNumThreads(1)
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     with tempfile.TemporaryDirectory() as folder:
         paths = photographs(Path(folder), size, count)
         Path(folder, "test").symlink_to(Path(folder, "train"))

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from vision_wrapper import data
 from vision_wrapper.data import AUGMENTATIONS, ColorJitter, Cutout, Flip, Pad, RandomCrop, RandomResizedCrop, Rotate
-from vision_wrapper.data.augment import Augmenter
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
 MEAN = (0.49, 0.48, 0.45)
@@ -453,7 +453,7 @@ def test_importing_albumentations_asks_nobody():
         "def asked(*a, **k): sys.exit('asked the network')\n"
         "urllib.request.urlopen = asked\n"
         "urllib.request.OpenerDirector.open = asked\n"
-        "from vision_wrapper.data.augment import Augmenter\n"
+        "from vision_wrapper.data.augmenter import Augmenter\n"
         "Augmenter('flip', (8, 8), (0.5,), 0)\n"
         "assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'\n"
         "assert 'albumentations' in sys.modules\n"

@@ -20,13 +20,13 @@ from vision_wrapper.data import (
     Rotate,
     augment,
     batched,
-    loaders,
+    samples,
 )
-from vision_wrapper.data.augment import Augmenter
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer import Trainer
 
-albumentations = augment._albumentations()
+albumentations = augment.import_albumentations()
 SIZE, MEAN = (16, 16), (0.2, 0.4, 0.6)
 BATCHED = [name for name, operations in AUGMENTATIONS.items() if name not in ("none", "photo")]
 
@@ -243,7 +243,7 @@ def test_a_loader_with_images_on_the_device_gives_the_same(held_out, channels):
     arrays = data.from_arrays((images, labels), (images, labels))
     loader = data.make_loaders(arrays, "crop_flip_mixup", batch_size=5, val_fraction=held_out).train
     wanted = list(loader.batches(1))
-    loader._device_samples = lambda: loaders._DeviceSamples(loader._samples, torch.device("cpu"))
+    loader._device_samples = lambda: samples.DeviceSamples(loader._samples, torch.device("cpu"))
     for (images, targets), (same_images, same_targets) in zip(wanted, loader.batches(1), strict=True):
         assert torch.equal(images, same_images) and torch.equal(targets, same_targets)
 

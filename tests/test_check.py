@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vision_wrapper import data, models
-from vision_wrapper.data.sources import FolderSplit
+from vision_wrapper.data.splits import FolderSplit
 from vision_wrapper.errors import DataError
 from vision_wrapper.trainer import Trainer
 
@@ -74,7 +74,7 @@ def test_duplicates_between_train_and_test(kind, tiny, image_folder):
         mine = images.train.paths.index(str(copied))
     (finding,) = data.check(images)
     assert finding.check == "duplicate" and finding.indices == (mine,)
-    assert images.train.origin(mine) in finding.message
+    assert images.train.origin(mine) in finding.message and "also in train (identical)" in finding.message
     rest = data.leave_out(images, train=finding.indices)
     assert len(rest.train) == len(images.train) - 1 and data.check(rest) == ()
 

@@ -17,7 +17,7 @@ from PIL import Image
 import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import DATASETS
-from vision_wrapper.data.sources import stratified_split
+from vision_wrapper.data.splits import stratified_split
 from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
 
 # ---- digits

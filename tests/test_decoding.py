@@ -13,8 +13,7 @@ from PIL import Image
 import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import decode
-from vision_wrapper.data import loaders as loaders_module
-from vision_wrapper.data.sources import image_size
+from vision_wrapper.data.splits import FolderSplit, image_for, image_size
 from vision_wrapper.errors import DataError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -82,7 +81,7 @@ def test_exif_orientation(tmp_path, orientation, suffix):
     (tmp_path / "a").mkdir()
     path = saved(Image.fromarray(pixels), tmp_path / "a", f"x.{suffix}", exif=exif)
     assert np.array_equal(decode(path), back[orientation](pixels))
-    split = data.sources.FolderSplit([str(path)], np.array([0]), 3)
+    split = FolderSplit([str(path)], np.array([0]), 3)
     assert image_size(split, 0) == back[orientation](pixels).shape[:2]
 
 
@@ -144,7 +143,7 @@ def photograph(path, size, **options):
 )
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, size, expected):
     path = photograph(tmp_path / "a.jpg", size)
-    part = data.decode(path, enough=(160, 160))
+    part = data.decode(path, decode_size=(160, 160))
     assert part.shape == (*expected, 3)  # the smallest of whole, half, quarter and eighth that has 160 both ways
     whole = data.decode(path)
     assert whole.shape == (size[1], size[0], 3)
@@ -157,7 +156,7 @@ def test_a_photograph_on_its_side_is_decoded_in_part_and_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = photograph(tmp_path / "a.jpg", (1200, 600), exif=exif)
-    part = data.decode(path, enough=(100, 100))
+    part = data.decode(path, decode_size=(100, 100))
     with Image.open(path) as image:
         upright = np.asarray(image.resize((300, 150), Image.Resampling.BOX).rotate(-90, expand=True))
     assert part.shape == (300, 150, 3) and np.abs(part.astype(int) - upright).mean() < 2
@@ -210,5 +209,5 @@ def test_an_augmentation_has_as_much_of_a_photograph_as_it_needs(tmp_path, augme
         (tmp_path / part).mkdir(parents=True)
         photograph(tmp_path / part / "0.jpg", (800, 600))
     loader = data.make_loaders(data.load(tmp_path), augment, size=64, num_workers=0).train
-    image = loaders_module.image_for(loader.split, 0, loader._samples._enough)
+    image = image_for(loader.split, 0, loader._samples.decode_size)
     assert image.shape == shape

@@ -170,6 +170,17 @@ def test_without_source_images_are_an_error_that_says_what_to_do():
     assert mistakes[0].origin == f"index {mistakes[0].index}"
     with pytest.raises(SettingError, match="source="):
         mistakes.image(0)
+    with pytest.raises(SettingError, match="preprocess="):
+        mistakes.resized()
+
+
+def test_mistakes_are_resized_as_the_network_saw_them(tiny):
+    preprocess = data.Preprocess((5, 7), 3, (0.5,) * 3, (0.2,) * 3)
+    p = random_predictions(len(tiny.test), 3, source=tiny.test, preprocess=preprocess)
+    mistakes = p.mistakes()[:4]
+    resized = mistakes.resized()
+    assert [image.shape for image in resized] == [(5, 7, 3)] * len(mistakes)
+    assert all(np.array_equal(r, preprocess.resize(i)) for r, i in zip(resized, mistakes.images(), strict=True))
 
 
 def test_csv(tmp_path):

@@ -34,7 +34,7 @@ from vision_wrapper._files import read_tensors, write_json
 from vision_wrapper._seeding import seed_generators
 from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data.images import decode
-from vision_wrapper.data.sources import FolderSplit, image_size
+from vision_wrapper.data.splits import FolderSplit, image_size
 from vision_wrapper.errors import DamagedFileError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes import RECIPES

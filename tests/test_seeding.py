@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vision_wrapper as vw
-from vision_wrapper._seeding import SampleRandom, checked_seed, shuffled
+from vision_wrapper._seeding import SampleRandom, checked_seed, shuffled_order
 from vision_wrapper.errors import SettingError
 
 
@@ -40,13 +40,13 @@ def test_a_seed_that_cannot_be(seed):
 @given(count=st.integers(0, 50), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_shuffled_is_a_permutation_that_repeats(count, seed, epoch):
-    order = shuffled(count, seed, epoch)
+    order = shuffled_order(count, seed, epoch)
     assert sorted(order) == list(range(count))
-    assert np.array_equal(order, shuffled(count, seed, epoch))
+    assert np.array_equal(order, shuffled_order(count, seed, epoch))
 
 
 def test_shuffled_differs_by_seed_and_epoch():
-    orders = {tuple(shuffled(20, seed, epoch)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}
+    orders = {tuple(shuffled_order(20, seed, epoch)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}
     assert len(orders) == 9
 
 

@@ -68,7 +68,7 @@ def test_a_folder_of_several_sizes(tmp_path, size):
 def test_files_are_decoded_once_for_a_listing(image_folder, monkeypatch):
     folder = data.load(image_folder)
     first = data.stats(folder)
-    monkeypatch.setattr(data.sources, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(data.splits, "decode", lambda *_: pytest.fail("decoded again"))
     assert data.stats(folder) == first and mean_and_std(folder.train) == (first.mean, first.std)
 
 

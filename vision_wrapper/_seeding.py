@@ -43,18 +43,18 @@ def checked_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffled_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `range(count)` that depends on the seed and the epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """As many indices as there are labels, each label equally often (to one), in a random order.
 
     Images of small classes occur several times, each as often as the others of its class (to one); of large classes,
     every epoch takes others.
     """
-    random = np.random.default_rng([seed, epoch, 1])  # a stream beside the one of `shuffled`
+    random = np.random.default_rng([seed, epoch, 1])  # a stream beside the one of `shuffled_order`
     present = np.unique(labels)
     each, rest = divmod(len(labels), len(present))
     chosen = []

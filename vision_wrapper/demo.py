@@ -16,7 +16,7 @@ from PIL import Image
 
 from vision_wrapper import explain
 from vision_wrapper.classifier import Classifier, load_classifier
-from vision_wrapper.data.images import decode
+from vision_wrapper.data.images import decode, to_pil
 from vision_wrapper.errors import VisionWrapperError
 from vision_wrapper.viz.cam import overlay
 
@@ -43,7 +43,7 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
-        image = preprocess.resize(decode(path, preprocess.channels, preprocess.enough))
+        image = preprocess.resize(decode(path, preprocess.channels, preprocess.decode_size))
     (prediction,) = classifier.predict([image])
     cams = explain.gradcam(classifier.model, preprocess.batch([image]), [prediction.label])
     likeliest = np.argsort(prediction.probabilities)[::-1][:SHOWN_CLASSES]
@@ -58,7 +58,7 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
 
 def _data_uri(image: np.ndarray) -> str:
     """A PNG; small images with each pixel made a square."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture = to_pil(image)
     times = max(1, SHOWN_SIDE // max(picture.size))
     picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     file = io.BytesIO()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vision_wrapper._files import write_bytes
 from vision_wrapper._lookup import unknown_name
-from vision_wrapper.data.sources import image_for
+from vision_wrapper.data.splits import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class Mistakes(Sequence[Mistake]):
         more = [f"… and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
         return "\n".join(line.rstrip() for line in [*lines, *more])
 
-    def image(self, i: int, enough: tuple[int, int] | None = None) -> np.ndarray:
-        """The raw image of the i-th of these, uint8 (H, W, C); `enough` of a photograph as in `data.decode`.
+    def image(self, i: int, decode_size: tuple[int, int] | None = None) -> np.ndarray:
+        """The raw image of the i-th of these, uint8 (H, W, C); `decode_size` of a photograph as in `data.decode`.
 
         Raises `SettingError` where `source` is None.
         """
@@ -172,11 +172,25 @@ class Mistakes(Sequence[Mistake]):
                 "These predictions do not know their images. Give the split they were made on: "
                 "Predictions(…, source=data.test), or Predictions.load(path, source=data.test)."
             )
-        return image_for(self.source, self[i].index, enough)
+        return image_for(self.source, self[i].index, decode_size)
 
-    def images(self, enough: tuple[int, int] | None = None) -> list[np.ndarray]:
+    def images(self, decode_size: tuple[int, int] | None = None) -> list[np.ndarray]:
         """The raw images of all of these, each uint8 (H, W, C); see `image`."""
-        return [self.image(i, enough) for i in range(len(self))]
+        return [self.image(i, decode_size) for i in range(len(self))]
+
+    def resized(self) -> list[np.ndarray]:
+        """The images as the network saw them, but for normalisation: uint8 (H, W, C) of its input's size.
+
+        One whole photograph at a time is held. Raises `SettingError` where `source` or `preprocess` is None.
+        """
+        preprocess = self.preprocess
+        if preprocess is None:
+            raise SettingError(
+                "These mistakes do not know how images become inputs. Take them from "
+                "trainer.predict(loader).mistakes(), or pass source= and preprocess= to Predictions."
+            )
+        raw = (self.image(i, preprocess.decode_size) for i in range(len(self)))
+        return [preprocess.resize(preprocess.as_array(image)) for image in raw]
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""

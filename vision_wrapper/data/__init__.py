@@ -15,11 +15,14 @@ from vision_wrapper.data.augment import (
     augmentation,
 )
 from vision_wrapper.data.cache import cached
-from vision_wrapper.data.check import Finding, Findings, check
+from vision_wrapper.data.check import check
+from vision_wrapper.data.findings import Finding, Findings
 from vision_wrapper.data.images import decode
-from vision_wrapper.data.loaders import Loader, Loaders, make_loaders
+from vision_wrapper.data.loader import Loader
+from vision_wrapper.data.loaders import Loaders, make_loaders
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, Split, Subset, from_arrays, leave_out, load
+from vision_wrapper.data.sources import DATASETS, DataSource, ImageData, from_arrays, leave_out, load
+from vision_wrapper.data.splits import Split, Subset
 from vision_wrapper.data.stats import Stats, class_weights, stats
 
 __all__ = [

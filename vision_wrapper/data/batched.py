@@ -17,7 +17,6 @@ from torch import Tensor
 from vision_wrapper._seeding import BatchRandom
 from vision_wrapper.data.augment import (
     AlternatingFlip,
-    Augmenter,
     Cutout,
     Flip,
     Mixing,
@@ -28,6 +27,7 @@ from vision_wrapper.data.augment import (
     Rotate,
     fill_value,
 )
+from vision_wrapper.data.augmenter import Augmenter
 
 Drawn: TypeAlias = dict[str, np.ndarray]  # what was drawn for each image of a batch, arrays (N, …)
 

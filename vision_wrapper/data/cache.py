@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vision_wrapper._files import PathLike, read_json, replacing, write_json
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, file_of, image_for
+from vision_wrapper.data.sources import ImageData
+from vision_wrapper.data.splits import ArraySplit, Split, file_of, image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError
 
 _FORMAT = 1
@@ -129,7 +130,7 @@ def _resized(split: Split, preprocess: Preprocess) -> Iterator[np.ndarray]:
     """Every image as uint8 (*size, C), in order; decoders let go of Python's lock, so threads suffice."""
 
     def resized(index: int) -> np.ndarray:
-        image = image_for(split, index, preprocess.enough)
+        image = image_for(split, index, preprocess.decode_size)
         if image.shape[2] != preprocess.channels:
             raise DataError(f"{split.origin(index)} has {image.shape[2]} channels, expected {preprocess.channels}.")
         return np.ascontiguousarray(preprocess.resize(image))

@@ -18,7 +18,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _PROGRAMS = ("EPS", "WMF")  # Pillow would hand these to Ghostscript or to Windows, whatever the file is called
 
 
-def decode(path: str | Path, channels: int = 3, enough: tuple[int, int] | None = None) -> np.ndarray:
+def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | None = None) -> np.ndarray:
     """An image file as uint8 (H, W, channels), RGB or grey, of any mode, turned as its EXIF orientation says.
 
     16-bit and float grey values are scaled to 0..255; transparency is laid over white.
@@ -26,7 +26,7 @@ def decode(path: str | Path, channels: int = 3, enough: tuple[int, int] | None =
     Args:
         path: of the file.
         channels: 3 for RGB, 1 for grey.
-        enough: (height, width) in pixels of which no more is needed, to save time: a JPEG is decoded at a half, a
+        decode_size: (height, width) in pixels of which no more is needed, to save time: a JPEG is decoded at a half, a
             quarter or an eighth of its size where both its sides are then still the larger of these. None decodes all
             of it.
 
@@ -41,8 +41,8 @@ def decode(path: str | Path, channels: int = 3, enough: tuple[int, int] | None =
             if image.format in _PROGRAMS:
                 raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
             whole = image.size
-            if enough is not None:
-                scale = max(enough) / min(image.size)  # whichever way it is then turned
+            if decode_size is not None:
+                scale = max(decode_size) / min(image.size)  # whichever way it is then turned
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
             return from_pil(image, channels) if plain is None else plain
@@ -90,6 +90,11 @@ def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
     mode = "L" if channels == 1 else "RGB"
     array = np.array(image if image.mode == mode else image.convert(mode))
     return array[:, :, None] if channels == 1 else array
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """A uint8 image (H, W, C) as PIL's, grey where C is 1."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def _to_eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:

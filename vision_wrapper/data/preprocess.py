@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vision_wrapper.data.images import from_pil, to_pil
 from vision_wrapper.errors import DataError, SettingError
 
 
@@ -52,7 +53,7 @@ class Preprocess:
             object.__setattr__(self, name, value)
 
     @property
-    def enough(self) -> tuple[int, int]:
+    def decode_size(self) -> tuple[int, int]:
         """(height, width) that a decoded image needs at most: twice the input, so that it is averaged once more."""
         return 2 * self.size[0], 2 * self.size[1]
 
@@ -107,8 +108,6 @@ class Preprocess:
 
     def as_array(self, image: Any) -> np.ndarray:
         """A PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3), as uint8 (H, W, channels)."""
-        from vision_wrapper.data.images import from_pil
-
         if isinstance(image, Image.Image):
             return from_pil(image, self.channels)
         if isinstance(image, Tensor):
@@ -121,7 +120,7 @@ class Preprocess:
         if image.ndim == 2:
             image = image[:, :, None]
         if image.ndim == 3 and image.shape[2] != self.channels and {image.shape[2], self.channels} == {1, 3}:
-            return from_pil(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image), self.channels)
+            return from_pil(to_pil(image), self.channels)
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:

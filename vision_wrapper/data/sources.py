@@ -3,133 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 from PIL import Image
 
-from vision_wrapper._lookup import Table
-from vision_wrapper._seeding import checked_seed
+from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper._torchvision import torchvision
-from vision_wrapper.data.images import IMAGE_SUFFIXES, decode
+from vision_wrapper.data.folders import load_folder
+from vision_wrapper.data.splits import ArraySplit, Split, Subset, stratified_split
 from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
-
-
-class Split(Protocol):
-    """Images and labels by index: `split[i]` is `(image, label)`, uint8 (H, W, C) and int."""
-
-    labels: np.ndarray  # int64 (N,)
-    channels: int
-    classes: tuple[str, ...]  # the names of the labels; () where there are none
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
-
-    def origin(self, index: int) -> str:
-        """Where the image comes from: its file, or "index 12"."""
-        ...
-
-
-class ArraySplit:
-    """A split in memory. Grey images are shown as RGB where `channels` is 3, and stored once."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, channels: int, classes: Sequence[str] = ()):
-        self.images, self.labels, self.channels, self.classes = images, labels, channels, tuple(classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = self.images[index]
-        if image.shape[-1] != self.channels:
-            image = np.repeat(image, self.channels, axis=-1)
-        return image, int(self.labels[index])
-
-    def origin(self, index: int) -> str:
-        """The index: an array has no files."""
-        return f"index {index}"
-
-
-class Paths(Sequence[str]):
-    """Many paths in two blocks of memory.
-
-    A million of them take half of what a list takes, and worker processes share them: of a list, merely reading a text
-    counts its references anew, and so copies it into each process.
-    """
-
-    def __init__(self, paths: Sequence[str]):
-        encoded = [os.fsencode(path) for path in paths]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return os.fsdecode(self._text[self._ends[place] : self._ends[place + 1]])
-
-
-class FolderSplit:
-    """A split of image files, decoded when they are asked for."""
-
-    def __init__(self, paths: Sequence[str], labels: np.ndarray, channels: int, classes: Sequence[str] = ()):
-        self.paths, self.labels, self.channels, self.classes = Paths(paths), labels, channels, tuple(classes)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return decode(self.paths[index], self.channels), int(self.labels[index])
-
-    def origin(self, index: int) -> str:
-        """The path of the file."""
-        return self.paths[index]
-
-
-class Subset:
-    """Some samples of another split, in the given order."""
-
-    def __init__(self, split: Split, indices: np.ndarray):
-        self.split, self.indices = split, np.asarray(indices)
-        self.labels, self.channels, self.classes = split.labels[self.indices], split.channels, split.classes
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.split[int(self.indices[index])]
-
-    def origin(self, index: int) -> str:
-        """Where the whole split has it from."""
-        return self.split.origin(int(self.indices[index]))
-
-
-def image_for(split: Split, index: int, enough: tuple[int, int] | None) -> np.ndarray:
-    """The image as `split[index][0]`, but of a file no more of it than `decode(enough=…)` says."""
-    file = file_of(split, index)
-    return split[index][0] if file is None else decode(file, split.channels, enough)
-
-
-def file_of(split: Split, index: int) -> str | None:
-    """The file that `split[index]` decodes; None where it decodes none."""
-    while isinstance(split, Subset):
-        split, index = split.split, int(split.indices[index])
-    return split.paths[index] if isinstance(split, FolderSplit) else None
 
 
 @dataclass(frozen=True)
@@ -196,7 +83,9 @@ def load(
     Raises:
         UnknownNameError: neither a known name nor a path.
         DataNotFoundError: the folder does not exist, or a download failed.
-        DataError: the folder is empty, has one class, a class in test that train lacks, or unreadable images.
+        DataError: the folder is empty, has one class, a class without images or with too few to hold one out, or a
+            class in test that train lacks.
+        SettingError: a value that cannot be.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise SettingError(f"load takes the name of a data set or the path of a folder, got {name!r}.")
@@ -206,9 +95,10 @@ def load(
         return _load_named(name, Path(root), channels)
     path = Path(name)
     if os.path.isdir(path):  # unlike path.is_dir() it never raises
-        return load_folder(
+        splits, classes = load_folder(
             path, channels=channels, test_fraction=test_fraction, seed=seed, skip_unreadable=skip_unreadable
         )
+        return ImageData(path.name, splits["train"], splits["test"], classes, val=splits.get("val"))
     looks_like_a_path = isinstance(name, os.PathLike) or os.sep in str(name) or "." in str(name)
     if looks_like_a_path:
         what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
@@ -216,11 +106,7 @@ def load(
             f"The image folder {path} {what}. Expected {path}/train/CLASS/*.png with {path}/test/CLASS/*.png, or "
             f"{path}/CLASS/*.png."
         )
-    try:
-        DATASETS[str(name)]
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{error} Nor is there a folder of that name.") from None
-    raise AssertionError("unreachable")
+    raise UnknownNameError(f"{unknown_name(DATASETS.kind, name, DATASETS)} Nor is there a folder of that name.")
 
 
 def _load_named(name: str, root: Path, channels: int) -> ImageData:
@@ -346,165 +232,6 @@ def leave_out(
             raise DataError(f"Leaving out all {count} samples of {name} leaves none.")
         splits[name] = Subset(split, kept)
     return replace(data, mean=None, std=None, **splits) if len(train) else replace(data, **splits)
-
-
-# ---- folders
-
-
-def load_folder(
-    path: Path, *, channels: int, test_fraction: float, seed: int | None, skip_unreadable: bool
-) -> ImageData:
-    """The folder form of `load`."""
-    parts = {part: path / part for part in ("train", "val", "test") if os.path.isdir(path / part)}
-    if parts and "train" not in parts:
-        raise DataError(
-            f"{path} has {' and '.join(f'{part}/' for part in parts)} but no train/. Add {path / 'train'}/CLASS/*, or "
-            f"put the classes straight into {path}."
-        )
-    if not parts:
-        classes = _class_names(path)
-        everything = _list_folder(path, classes, channels, skip_unreadable, every_class=True)
-        rest, held_out = stratified_split(everything.labels, test_fraction, checked_seed(seed), classes)
-        return ImageData(path.name, Subset(everything, rest), Subset(everything, held_out), classes)
-    if len(parts) == 1:
-        raise DataError(
-            f"{path} has train/ but neither test/ nor val/. Add one, or put the classes straight into {path}, of which "
-            "a part is then held out."
-        )
-    classes = _class_names(parts["train"])
-    for part in parts:
-        unknown = set(_class_names(parts[part], at_least=1)) - set(classes)
-        if unknown:
-            raise DataError(
-                f"{parts[part]} has classes that {parts['train']} lacks: {', '.join(sorted(unknown))}. A class must be "
-                "in train/ to be learned; remove its folder or add training images."
-            )
-    splits = {
-        part: _list_folder(folder, classes, channels, skip_unreadable, every_class=part == "train")
-        for part, folder in parts.items()
-    }
-    test = splits.get("test", splits.get("val"))
-    assert test is not None
-    return ImageData(path.name, splits["train"], test, classes, val=splits.get("val") if "test" in splits else None)
-
-
-def _class_names(folder: Path, at_least: int = 2) -> tuple[str, ...]:
-    names = tuple(entry.name for entry in _entries(folder) if _is_folder(entry))
-    if len(names) < at_least:
-        found = f"one class ({names[0]})" if names else "no class folders"
-        raise DataError(
-            f"{folder} has {found}; expected at least two folders, one for each class, with its images inside."
-        )
-    return names
-
-
-def _list_folder(
-    folder: Path, classes: Sequence[str], channels: int, skip_unreadable: bool, every_class: bool
-) -> FolderSplit:
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = sorted(_image_files(folder / name)) if os.path.isdir(folder / name) else []
-        if skip_unreadable:
-            files = _readable(files)
-        if every_class and not files:
-            raise DataError(
-                f"{folder / name} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))}). Add some, or remove "
-                "the folder."
-            )
-        paths += files
-        labels += [label] * len(files)
-    if not paths:
-        raise DataError(f"{folder} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return FolderSplit(paths, np.asarray(labels, dtype=np.int64), channels, classes)
-
-
-def _readable(files: Sequence[str]) -> list[str]:
-    """The files that can be decoded; a warning names the others."""
-    readable = []
-    for file in files:
-        try:
-            decode(file)
-            readable.append(file)
-        except (DataError, DataNotFoundError) as error:  # a link that leads nowhere is not found
-            warnings.warn(f"Left out: {error}", stacklevel=2)
-    return readable
-
-
-def _image_files(folder: Path) -> Iterator[str]:
-    """Images in a folder and in those below it, each folder once however many links lead to it."""
-    waiting, seen = [str(folder)], set[tuple[int, int]]()
-    while waiting:
-        here = waiting.pop()
-        entries, status = _entries(here), os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if _is_folder(entry):
-                waiting.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _is_file(entry):
-                yield entry.path
-
-
-def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, without the hidden (such as .ipynb_checkpoints with its copies)."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataNotFoundError(f"The folder {folder} cannot be read: {error.strerror}.") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # which raises for a link to itself
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Not a pipe or a device, which could be read for ever. A link that leads nowhere is a file that is missing."""
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
-
-
-def image_size(split: Split, index: int) -> tuple[int, int]:
-    """(height, width) of an image as it will be decoded; of a file, only the header is read."""
-    while isinstance(split, Subset):
-        split, index = split.split, int(split.indices[index])
-    if isinstance(split, FolderSplit):
-        try:
-            with Image.open(split.paths[index]) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
-                if not (turned and image.format == "TIFF"):  # which Pillow turns itself; its versions differ in when
-                    return (width, height) if turned else (height, width)
-        except Exception:
-            decode(split.paths[index])  # raises the error that names the file, if there is one
-    return split[index][0].shape[:2]
-
-
-# ---- splits
-
-
-def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of (the rest, the held-out part): `fraction` of each class, at least one image, at random.
-
-    Raises `DataError` for a class with a single image, `SettingError` for a fraction outside (0, 1).
-    """
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise SettingError(f"The held-out fraction must be between 0 and 1, got {fraction!r}.")
-    random = np.random.default_rng([seed, 0x5917])  # a stream of its own
-    held_out = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise DataError(f"Class {name} has {len(members)} image; at least two are needed to hold one out.")
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held_out.append(random.permutation(members)[:count])
-    chosen = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 # ---- data sets by name

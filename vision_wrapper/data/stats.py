@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_wrapper.data.sources import ArraySplit, ImageData, Split, image_size
+from vision_wrapper.data.sources import ImageData
+from vision_wrapper.data.splits import ArraySplit, Split, image_size
 from vision_wrapper.errors import DataError, SettingError
 
 _CHUNK = 500  # images at a time: what memory is bounded by (75 MB at 224x224)

@@ -15,7 +15,7 @@ from typing import Any
 from vision_wrapper import data as image_data
 from vision_wrapper._files import PathLike, read_json, write_json
 from vision_wrapper.data import ImageData
-from vision_wrapper.data.loaders import fingerprint
+from vision_wrapper.data.samples import fingerprint
 from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.recipes.recipe import TEXTS, Recipe
 

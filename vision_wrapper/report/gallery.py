@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
 from vision_wrapper import explain
 from vision_wrapper._files import write_bytes, write_json
 from vision_wrapper.data import Split
-from vision_wrapper.data.check import same_images
+from vision_wrapper.data.check_images import same_images
+from vision_wrapper.data.images import to_pil
 from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import Mistake, Mistakes, Predictions
 from vision_wrapper.viz.cam import overlay
@@ -43,7 +45,7 @@ def write_gallery(folder: Path, model: nn.Module, predictions: Predictions, trai
     assert predictions.source is not None and predictions.preprocess is not None
     mistakes = predictions.mistakes(order="confidence")
     shown = mistakes[:PICTURED]
-    inputs = _inputs_of(shown)
+    inputs = shown.resized()
     sheets = {"thumbnails": _sheet(folder, "thumbnails", inputs)}
     empty: list[tuple[bool, bool]] = []
     trusted = ""
@@ -112,22 +114,9 @@ def _maps(
 
 
 def _resized(cams: explain.CamMaps, size: tuple[int, int]) -> explain.CamMaps:
-    import torch
-
     maps = torch.from_numpy(cams.maps)
     scaled = nn.functional.interpolate(maps, size, mode="bilinear", antialias=True) if maps.shape[2:] != size else maps
     return explain.CamMaps(scaled.clamp(0, 1).numpy(), cams.layers, cams.empty)
-
-
-def _inputs_of(mistakes: Mistakes) -> list[np.ndarray]:
-    """The images as the network got them but for normalisation: uint8 (H, W, C) of its size.
-
-    One whole photograph at a time is held.
-    """
-    preprocess = mistakes.preprocess
-    assert preprocess is not None
-    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))
-    return [preprocess.resize(preprocess.as_array(image)) for image in raw]
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
@@ -139,8 +128,7 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 def _small(image: np.ndarray, count: int) -> Image.Image:
     """An RGB picture, so small that `count` of them have a place on a sheet."""
     longest = int(min(LONGEST, max(SHORTEST, (SHEET_PIXELS / max(count, 1)) ** 0.5)))
-    grey = image.shape[2] == 1
-    picture = Image.fromarray(image[:, :, 0] if grey else image[:, :, :3]).convert("RGB")
+    picture = to_pil(image[:, :, :3]).convert("RGB")
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return picture
 

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import has_batch_norm
+from vision_wrapper.data.check_model import has_batch_norm
+from vision_wrapper.data.findings import first_few
 from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
 from vision_wrapper.trainer.callbacks import Callback
 
@@ -81,13 +82,9 @@ def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     new = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if new and held - own:
         raise SettingError(
-            f"The optimizer holds parameters that the model no longer has, and not {_some(new)}: a part was replaced. "
-            "Make the optimizer after that, and with it a trainer."
+            f"The optimizer holds parameters that the model no longer has, and not {first_few(new, 3)}: a part was "
+            "replaced. Make the optimizer after that, and with it a trainer."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def check_distributable(model: nn.Module, compile: bool | str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from vision_wrapper.data.check import IGNORED
+from vision_wrapper.data.check_model import IGNORED
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 
 

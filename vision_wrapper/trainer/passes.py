@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vision_wrapper._state import preserve_mode, preserve_order
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import does_not_take, shuffles
+from vision_wrapper.data.check_loader import shuffles
+from vision_wrapper.data.check_model import does_not_take
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer.batches import evaluated_batches, interleaved

@@ -22,7 +22,7 @@ from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check import BATCH_OF_ONE, has_batch_norm
+from vision_wrapper.data.check_model import BATCH_OF_ONE, has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import is_own

@@ -52,20 +52,14 @@ def plot_gradcam(
     """
     if not len(mistakes):
         return nothing("No misclassified images to show Grad-CAM for.")
-    if mistakes.preprocess is None:
-        raise SettingError(
-            "These mistakes do not know how images become inputs. Take them from trainer.predict(loader).mistakes(), "
-            "or pass source= and preprocess= to Predictions."
-        )
     if columns is not None and columns < 1:
         raise SettingError(f"columns must be at least 1, got {columns!r}.")
     from vision_wrapper import explain
     from vision_wrapper.explain.maps import predicted_classes
 
-    preprocess = mistakes.preprocess
-    raw = (mistakes.image(i, preprocess.enough) for i in range(len(mistakes)))  # one whole photograph at a time
-    images = [preprocess.resize(preprocess.as_array(image)) for image in raw]
-    inputs = preprocess.batch(images)
+    images = mistakes.resized()
+    assert mistakes.preprocess is not None
+    inputs = mistakes.preprocess.batch(images)
     wanted = _targets(mistakes, target)
     cams = {what: explain.cam(model, inputs, classes, layers, method) for what, classes in wanted.items()}
     _warn_of_another_model(predicted_classes(model, inputs), mistakes)

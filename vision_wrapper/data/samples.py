@@ -1,0 +1,135 @@
+"""Samples: raw batches, uint8, made image by image or whole from memory, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_wrapper._state import preserve_random_states
+from vision_wrapper.data.augment import RandomResizedCrop
+from vision_wrapper.data.augmenter import Augmenter
+from vision_wrapper.data.batched import BatchAugmenter, batch_augmenter, to_device
+from vision_wrapper.data.preprocess import Preprocess
+from vision_wrapper.data.splits import ArraySplit, Split, image_for, located
+
+_FINGERPRINTED = 16  # images
+_COPIED = 4096  # images that go to a GPU at a time
+
+
+class Samples:
+    """Makes a whole batch from (epoch, indices); what workers run."""
+
+    def __init__(self, split: Split, preprocess: Preprocess, augmenter: Augmenter | None):
+        self.split, self.preprocess, self.augmenter = split, preprocess, augmenter
+        self.decode_size = _decode_size(preprocess, augmenter)
+        stored, self.places = _in_memory(split)
+        shape = (*preprocess.size, preprocess.channels)
+        fits = stored is not None and stored.shape[1:3] == preprocess.size
+        self.batched: BatchAugmenter | None = batch_augmenter(augmenter, shape) if fits and augmenter else None
+        # The images (all, H, W, C), where whole batches can be taken from them, at `places` (None: in their order).
+        self.stored = stored if fits and (augmenter is None or self.batched is not None) else None
+
+    @property
+    def path(self) -> str:
+        """How batches are made."""
+        return "image by image" if self.stored is None else "whole batches"
+
+    @property
+    def fits_on_device(self) -> bool:
+        """Whether a GPU can do all of it, with the same pixels."""
+        return self.stored is not None and (self.batched is None or self.batched.exact_on_device)
+
+    def stored_bytes(self) -> int:
+        """What the split's own stored images take."""
+        assert self.stored is not None
+        return len(self.split) * self.stored[0].nbytes
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, C) and int64 (N,)."""
+        epoch, indices = request
+        labels = torch.from_numpy(self.split.labels[indices])
+        if self.stored is not None:
+            return torch.from_numpy(self._whole_batch(self.stored, epoch, indices)), labels
+        with preserve_random_states():  # a user's augmentation may draw from the global generators
+            images = [self._image(epoch, int(index)) for index in indices]
+        return torch.from_numpy(np.stack(images)), labels
+
+    def _whole_batch(self, stored: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
+        # Indexing copies, but keeps a transposed array's order in memory, which whole batches do not take. Reshaping
+        # makes the strides the usual ones: of a side of length 1, numpy keeps any and calls that contiguous.
+        chosen = np.ascontiguousarray(stored[indices if self.places is None else self.places[indices]])
+        images: np.ndarray = chosen.reshape(-1).reshape(chosen.shape)
+        if images.shape[3] != self.preprocess.channels:
+            images = np.repeat(images, self.preprocess.channels, axis=3)
+        return images if self.batched is None else self.batched(images, epoch, indices)
+
+    def _image(self, epoch: int, index: int) -> np.ndarray:
+        image = image_for(self.split, index, self.decode_size)
+        if self.augmenter is None:
+            return self.preprocess.resize(image)
+        if not self.augmenter.takes_any_size:
+            image = self.preprocess.resize(image)
+        return self.preprocess.resize(self.augmenter(image, epoch, index))
+
+
+class DeviceSamples:
+    """The batches of `Samples` from images that lie on a GPU: gathered and augmented there, and not waited for."""
+
+    def __init__(self, samples: Samples, device: torch.device):
+        self.samples, self.device = samples, device
+        stored, places = samples.stored, samples.places
+        assert stored is not None
+        self._images = torch.empty(len(samples.split), *stored.shape[1:], dtype=torch.uint8, device=device)
+        for first in range(0, len(self._images), _COPIED):  # in parts: a mapped file need not fit into memory
+            part = self._images[first : first + _COPIED]
+            chosen = slice(first, first + len(part)) if places is None else places[first : first + len(part)]
+            part.copy_(torch.from_numpy(np.array(stored[chosen], order="C")))
+        self._labels = torch.from_numpy(samples.split.labels).to(device)
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        epoch, indices = request
+        places = to_device(indices, self.device)
+        images = self._images[places]
+        if images.shape[3] != self.samples.preprocess.channels:
+            images = images.expand(-1, -1, -1, self.samples.preprocess.channels)
+        if self.samples.batched is not None:
+            images = self.samples.batched.on_device(images, epoch, indices)
+        return images.contiguous(), self._labels[places]
+
+
+def _decode_size(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[int, int] | None:
+    """The size down to which a photograph may be decoded for this input.
+
+    None (all of it) where a user's own augmentation sees the image first.
+    """
+    if augmenter is None:
+        return preprocess.decode_size
+    if augmenter.operations is None:
+        return None
+    crops = [operation for operation in augmenter.operations if isinstance(operation, RandomResizedCrop)]
+    # The smallest crop has the input's size still: its short side is sqrt(scale * ratio) of the image's.
+    least = min((crop.scale[0] * min(*crop.ratio, 1.0) for crop in crops), default=1.0)
+    if least <= 0:
+        return None
+    factor = max(1.0, 0.5 / math.sqrt(least))
+    return math.ceil(factor * preprocess.decode_size[0]), math.ceil(factor * preprocess.decode_size[1])
+
+
+def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The array (N, H, W, C) that holds a split's images, and where in it they are (None: in their order)."""
+    inner, places = located(split, np.arange(len(split)))
+    if not isinstance(inner, ArraySplit):
+        return None, None
+    return inner.images, None if inner is split else places
+
+
+def fingerprint(split: Split) -> str:
+    """Of the labels and of a few images: enough to tell two data sets apart, and quick."""
+    digest = hashlib.blake2b(np.ascontiguousarray(split.labels).tobytes(), digest_size=8)
+    for index in np.linspace(0, len(split) - 1, _FINGERPRINTED).astype(int):
+        digest.update(split[int(index)][0].tobytes())
+    return digest.hexdigest()
