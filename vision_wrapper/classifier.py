@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_wrapper import __version__
-from vision_wrapper._files import read_tensors, write_bytes, write_tensors
+from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
 from vision_wrapper.data.images import decode
@@ -37,8 +37,6 @@ from vision_wrapper.models import build_model
 from vision_wrapper.models.weights import check_fits
 
 __all__ = ["Classifier", "Prediction", "export", "load_classifier", "save_classifier"]
-
-PathLike = str | os.PathLike[str]
 
 MAX_INPUT = 2**24  # pixels (4096 x 4096) of what a network takes; more is a mistake, or a file that wants all memory
 

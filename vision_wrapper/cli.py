@@ -93,6 +93,7 @@ def predict(
     A line an image. As a table: file, class and probability, separated by tabs.
     """
     from vision_wrapper import load_classifier
+    from vision_wrapper._files import printable
     from vision_wrapper._lookup import check_names
     from vision_wrapper.errors import VisionWrapperError
 
@@ -104,10 +105,10 @@ def predict(
     for file in files:
         try:
             (prediction,) = classifier.predict([file])
-            typer.echo(_printable(line_of(file, prediction, classifier.classes)))
+            typer.echo(printable(line_of(file, prediction, classifier.classes)))
         except VisionWrapperError as error:
             failed += 1
-            typer.echo(_printable(f"error: {error}"), err=True)
+            typer.echo(printable(f"error: {error}"), err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -132,11 +133,6 @@ def _csv_line(cells: list[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)  # with another one, line breaks would not be quoted
     return text.getvalue().removesuffix("\r\n")
-
-
-def _printable(text: str) -> str:
-    """A file's name need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json}
@@ -350,7 +346,7 @@ def _trained(run: Path) -> str:
 
 def _print_accuracy(of: str, predictions: Any) -> None:
     low, high = predictions.accuracy_interval()
-    right = round(predictions.accuracy() * len(predictions))
+    right = int(predictions.correct.sum())
     _say(
         f"test accuracy {of}: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
         f"95% interval {low:.2%} to {high:.2%})"

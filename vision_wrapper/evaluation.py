@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_wrapper._files import write_bytes
+from vision_wrapper._files import PathLike, write_bytes, write_text
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper.data.sources import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
@@ -178,13 +177,13 @@ class Mistakes(Sequence[Mistake]):
         """The raw images of all of these, each uint8 (H, W, C); see `image`."""
         return [self.image(i, enough) for i in range(len(self))]
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
+    def to_csv(self, path: PathLike) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
         text = io.StringIO()
         table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(mistake) for mistake in self)
-        write_bytes(path, text.getvalue().encode(errors="backslashreplace"))  # a file's name need not be UTF-8
+        write_text(path, text.getvalue())
 
 
 _ORDERS: dict[str, Callable[[Mistake], float]] = {  # ascending
@@ -262,12 +261,14 @@ class Predictions:
         """int64 (N,): the class with the highest logit, the first of equals."""
         return self.logits.argmax(1)
 
+    @cached_property
+    def correct(self) -> Tensor:
+        """bool (N,): whether the predicted class is the true one; `int(correct.sum())` samples are right."""
+        return self.predicted == self.targets
+
     def accuracy(self) -> float:
         """The fraction that is right, in [0, 1]; 0 without samples."""
-        return self._correct() / max(len(self), 1)
-
-    def _correct(self) -> int:
-        return int((self.predicted == self.targets).sum())
+        return int(self.correct.sum()) / max(len(self), 1)
 
     def accuracy_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's interval of the accuracy (Wilson 1927): what chance in drawing these samples leaves open.
@@ -323,7 +324,7 @@ class Predictions:
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
             raise SettingError(f"bins must be a whole number of at least 1, got {bins!r}.")
         confidence = self._log_probabilities.amax(1).exp().numpy()
-        right = (self.predicted == self.targets).numpy().astype(np.float64)
+        right = self.correct.numpy().astype(np.float64)
         edges = np.linspace(0, 1, bins + 1)
         place = np.searchsorted(edges[1:-1], confidence)  # bins are open below and closed above
         counts = np.bincount(place, minlength=bins)
@@ -375,9 +376,7 @@ class Predictions:
 
         Raises `SettingError` unless it is a positive number.
         """
-        return self._with_logits(self.logits / checked_temperature(temperature))
-
-    def _with_logits(self, logits: Tensor) -> Predictions:
+        logits = self.logits / checked_temperature(temperature)
         return Predictions(
             logits, self.targets, self.indices, self.classes, source=self.source, preprocess=self.preprocess
         )
@@ -442,7 +441,7 @@ class Predictions:
         """
         if order not in _ORDERS:
             raise unknown_name("order of mistakes", order, _ORDERS)
-        wrong = (self.predicted != self.targets).nonzero()[:, 0]
+        wrong = (~self.correct).nonzero()[:, 0]
         target, predicted, index = self.targets[wrong], self.predicted[wrong], self.indices[wrong]
         own = self._log_probabilities[wrong, target]
         confidence = self._log_probabilities[wrong, predicted].exp()
@@ -458,7 +457,7 @@ class Predictions:
         names = self.classes[target], self.classes[predicted]
         return Mistake(index, target, predicted, *names, confidence, loss, margin, origin)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write `logits`, `targets` and `indices` as a compressed .npz file, atomically. Raises `FileWriteError`."""
         content = io.BytesIO()
         np.savez_compressed(
@@ -469,7 +468,7 @@ class Predictions:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         classes: Sequence[str] | None = None,
         source: Split | None = None,

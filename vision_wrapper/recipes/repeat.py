@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,8 +134,8 @@ class Comparison:
 def repeat(
     recipe: str | Recipe,
     seeds: int | Sequence[int] = 5,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
@@ -177,8 +176,8 @@ def compare(
     a: str | Recipe,
     b: str | Recipe,
     seeds: int | Sequence[int] = 5,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -75,8 +74,8 @@ class Result:
 
 def run(
     recipe: str | Recipe,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
@@ -259,8 +258,8 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
 
 def find_lr(
     recipe: str | Recipe,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     *,
     skip_unreadable: bool = False,
     **settings: Any,

@@ -73,14 +73,14 @@ def _paired(a: RunFolder, b: RunFolder) -> str:
     first, second = a.predictions, b.predictions
     if not _same_images(a, b):
         return "<p>The two runs were tested on different images, so they cannot be paired.</p>"
-    right = [p.predicted == p.targets for p in (first, second)]
-    only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    right_a, right_b = first.correct, second.correct
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return table(
         [
-            ("Both right", int((right[0] & right[1]).sum())),
+            ("Both right", int((right_a & right_b).sum())),
             ("Only A right", only_a),
             ("Only B right", only_b),
-            ("Both wrong", int((~right[0] & ~right[1]).sum())),
+            ("Both wrong", int((~right_a & ~right_b).sum())),
             ("Difference in accuracy, A less B", f"{100 * (only_a - only_b) / max(len(first), 1):+.2f} points"),
             ("So far or farther by chance of the images (McNemar)", f"p = {mcnemar(only_a, only_b):.3g}"),
         ]

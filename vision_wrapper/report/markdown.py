@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vision_wrapper._files import PathLike, write_text
+from vision_wrapper._files import PathLike, printable, write_text
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.page import expected, watched
 from vision_wrapper.report.sources import RunFolder, open_run
@@ -91,8 +91,7 @@ def _part(make: Callable[[], str]) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and the HTML in it leave as it is, on one line."""
-    printable = text.encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(printable.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def fenced(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from vision_wrapper._files import PathLike, read_json, write_text
+from vision_wrapper._files import PathLike, printable, read_json, write_text
 from vision_wrapper.evaluation import ClassResult, Predictions
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.gallery import FOLDER, SHEETS
@@ -80,7 +80,7 @@ def page(title: str, sections: dict[str, str], data: Any = None, styles: str = "
 def _summary(run: RunFolder) -> str:
     recipe, predictions, rows = run.recipe, run.predictions, run.rows
     low, high = predictions.accuracy_interval()
-    right = round(predictions.accuracy() * len(predictions))
+    right = int(predictions.correct.sum())
     return f"<p>{escape(str(recipe['description']))}</p>" + table(
         [
             ("Test accuracy, last epoch", f"{predictions.accuracy():.2%}  ({right} of {len(predictions)})"),
@@ -315,7 +315,7 @@ def name_of(text: str) -> str:
 
 def escape(text: str) -> str:
     """Text that stays text, also where it is no UTF-8."""
-    return html.escape(text.encode("utf-8", "backslashreplace").decode(), quote=True)
+    return html.escape(printable(text), quote=True)
 
 
 def _share(value: float | None) -> str:
