@@ -348,8 +348,8 @@ class Predictions:
         It makes the probabilities fit how often the model is right, and changes no decision (Guo et al. 2017,
         arXiv:1706.04599). Fit it on validation predictions, never on those it is judged by. Between 0.05 and 20.
 
-        The true class counts as (N + 1) / (N + 2) and not as 1 (after Platt 1999), the rest as the most probable one of
-        the others: that N samples are all right does not show that every one will be.
+        The targets are (N + 1) / (N + 2) for the true class and 1 / (N + 2) for the most probable other one, not 1 and
+        0 (after Platt 1999): N correct samples do not prove that the next one will be.
 
         Raises:
             DataError: there are no samples.
@@ -415,10 +415,10 @@ class Predictions:
     def suspected_label_errors(self) -> Mistakes:
         """Mistakes whose label may be the mistake: confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
-        Those whose predicted class has at least the probability that it has, on average, on samples labelled with it;
-        the highest margin first. (The paper also suspects samples for a class that is not the most probable one.) Look
-        at them: the model may be the one that is wrong. Of predictions on images that were trained on, it finds little,
-        since labels are learned by heart.
+        A mistake is suspected where its predicted class is at least as probable as that class is, on average, over the
+        samples labelled with it; highest margin first. (The paper also suspects samples for a class that is not the
+        most probable one.) Look at them: the model may be the one that is wrong. Of predictions on images that were
+        trained on, it finds little, since labels are learned by heart.
         """
         probabilities = self._log_probabilities.exp()
         counts = torch.bincount(self.targets, minlength=len(self.classes))
