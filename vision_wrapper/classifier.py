@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vision_wrapper import __version__
 from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
-from vision_wrapper._lookup import unknown_name
+from vision_wrapper._lookup import Table
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.preprocess import Preprocess
@@ -362,8 +362,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
         MissingPackageError: onnx or onnxscript is not installed.
         SettingError: the network does things that cannot be exported.
     """
-    if format not in _EXPORTERS:
-        raise unknown_name("export format", format, _EXPORTERS)
+    exported = _EXPORTERS[format]
     if format == "onnx":
         _require("onnx", "onnxscript")
     if not isinstance(classifier, Classifier):
@@ -374,7 +373,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
         try:
             module = _FromPixels(_unwrapped(classifier.model), classifier.preprocess, classifier.temperature).eval()
             module(images)  # fills the constants of preprocess with true tensors, before tracing
-            content = _EXPORTERS[format](module, images, json.dumps(classifier.classes))
+            content = exported(module, images, json.dumps(classifier.classes))
         except Exception as error:  # a user's network may hold anything
             raise SettingError(
                 f"{type(classifier.model).__name__} cannot be exported as {format}: {type(error).__name__}: {error}"
@@ -418,4 +417,6 @@ def _torch_bytes(module: nn.Module, images: Tensor, classes: str) -> bytes:
     return file.getvalue()
 
 
-_EXPORTERS: dict[str, Callable[[nn.Module, Tensor, str], bytes]] = {"onnx": _onnx_bytes, "torch": _torch_bytes}
+_EXPORTERS: Table[Callable[[nn.Module, Tensor, str], bytes]] = Table(
+    "export format", {"onnx": _onnx_bytes, "torch": _torch_bytes}
+)

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from vision_wrapper._lookup import Table, check_names
+
 app = typer.Typer(
     help="From a folder of images to a trained, explained and reproducible classifier.",
     no_args_is_help=True,
@@ -94,12 +96,10 @@ def predict(
     """
     from vision_wrapper import load_classifier
     from vision_wrapper._files import printable
-    from vision_wrapper._lookup import check_names
     from vision_wrapper.errors import VisionWrapperError
 
-    check_names("format", [format], _PREDICTION_LINES)
-    classifier, failed = load_classifier(model), 0
     line_of = _PREDICTION_LINES[format]
+    classifier, failed = load_classifier(model), 0
     if format == "csv":
         typer.echo(_csv_line(["file", "class", "probability", *classifier.classes]))
     for file in files:
@@ -135,7 +135,7 @@ def _csv_line(cells: list[str]) -> str:
     return text.getvalue().removesuffix("\r\n")
 
 
-_PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json}
+_PREDICTION_LINES = Table("format", {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json})
 
 
 @app.command()
@@ -295,13 +295,11 @@ def report(
 ) -> None:
     """Write a run's report anew, or one that compares two runs."""
     from vision_wrapper import report as run_report
-    from vision_wrapper._lookup import check_names
 
-    writers = {"html": run_report.write, "markdown": run_report.write_markdown}
-    check_names("format of a report", [format], writers)
+    write = Table("format of a report", {"html": run_report.write, "markdown": run_report.write_markdown})[format]
     if compare is not None and format != "html":
         raise typer.BadParameter("--compare writes HTML: leave --format out.")
-    path = writers[format](run) if compare is None else run_report.compare(run, compare)
+    path = write(run) if compare is None else run_report.compare(run, compare)
     typer.echo(f"report: {path}")
 
 
@@ -315,7 +313,6 @@ def _check_recipe(name: str) -> None:
 
 def _settings(data: str | None, epochs: int | None, seed: int | None, assignments: list[str] | None) -> dict[str, Any]:
     """FIELD=VALUE, where a value is JSON or else a plain text, and the options that have a name of their own."""
-    from vision_wrapper._lookup import check_names
     from vision_wrapper.recipes import Recipe
 
     settings: dict[str, Any] = {}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._files import PathLike, write_bytes, write_text
-from vision_wrapper._lookup import unknown_name
+from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper.data.sources import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
@@ -186,12 +186,15 @@ class Mistakes(Sequence[Mistake]):
         write_text(path, text.getvalue())
 
 
-_ORDERS: dict[str, Callable[[Mistake], float]] = {  # ascending
-    "confidence": lambda mistake: -mistake.confidence,
-    "loss": lambda mistake: -mistake.loss,
-    "margin": lambda mistake: -mistake.margin,
-    "index": lambda mistake: mistake.index,
-}
+_ORDERS: Table[Callable[[Mistake], float]] = Table(
+    "order of mistakes",
+    {  # ascending
+        "confidence": lambda mistake: -mistake.confidence,
+        "loss": lambda mistake: -mistake.loss,
+        "margin": lambda mistake: -mistake.margin,
+        "index": lambda mistake: mistake.index,
+    },
+)
 
 
 class Predictions:
@@ -439,15 +442,14 @@ class Predictions:
         Raises:
             UnknownNameError: another order.
         """
-        if order not in _ORDERS:
-            raise unknown_name("order of mistakes", order, _ORDERS)
+        rank = _ORDERS[order]
         wrong = (~self.correct).nonzero()[:, 0]
         target, predicted, index = self.targets[wrong], self.predicted[wrong], self.indices[wrong]
         own = self._log_probabilities[wrong, target]
         confidence = self._log_probabilities[wrong, predicted].exp()
         loss, margin = -own, confidence - own.exp()
         rows = zip(*(c.tolist() for c in (target, predicted, confidence, loss, margin, index)), strict=True)
-        mistakes = sorted((self._mistake(*row) for row in rows), key=_ORDERS[order])
+        mistakes = sorted((self._mistake(*row) for row in rows), key=rank)
         return Mistakes(mistakes, self.classes, self.source, self.preprocess)
 
     def _mistake(
