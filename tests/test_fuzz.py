@@ -352,7 +352,7 @@ def run_folder(folder):
     """A run folder as a run leaves it, but small."""
     run = folder / "run"
     identity = {"recipe": RECIPES["custom-resnet-onecycle"].as_dict(), "data": "digits", "root": "data"}
-    write_json(run / "recipe.json", json.loads(json.dumps(identity)))
+    write_json(run / "recipe.json", identity)
     row = {"lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": None, "val_accuracy": None, "seconds": 1.5}
     history = History([{"epoch": 1, **row}, {"epoch": 2, **row}], [{"step": 1, "epoch": 1, "lr": 0.1, "loss": 2.0}])
     history.to_csv(run / "history.csv")

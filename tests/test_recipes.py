@@ -251,6 +251,14 @@ def test_a_recipe_without_a_seed_follows_seed_everything(images, tmp_path):
     assert recipes.run(reduced("quickstart"), images, out=tmp_path / "b", callbacks=[], seed=0).recipe.seed == 0
 
 
+def test_a_recipe_is_read_back_from_plain_values():
+    recipe = RECIPES["custom-resnet-best"].changed(progressive_size=((0, 0.75), (4, 1.0)), goal=(0.9, None))
+    fields = recipe.as_dict()
+    assert fields == json.loads(json.dumps(fields))
+    again = recipes.Recipe.from_dict({**fields, "expected": {"accuracy": 1.0}})
+    assert again.as_dict() == fields and again.expected is None
+
+
 def test_recipes_share_nothing_that_can_change():
     first, second = RECIPES["custom-resnet-onecycle"], RECIPES["custom-resnet-late-peak"]
     assert first.optimizer_args == second.optimizer_args and first.optimizer_args is not second.optimizer_args

@@ -6,7 +6,6 @@ summary of the records, `measured.json` beside this file, is where `Recipe.expec
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +21,7 @@ MEASURED = Path(__file__).with_name("measured.json")
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide what a run reaches, as plain values."""
-    fields = {name: value for name, value in recipe.as_dict().items() if name not in {*TEXTS, "name", "seed"}}
-    return json.loads(json.dumps(fields))
+    return {name: value for name, value in recipe.as_dict().items() if name not in {*TEXTS, "name", "seed"}}
 
 
 def same_settings(kept: Mapping[str, Any], recipe: Recipe) -> bool:

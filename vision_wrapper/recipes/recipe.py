@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -254,8 +255,16 @@ class Recipe:
         return "held-out training images" if self.val_fraction else "the test set"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for `recipe.json`."""
-        return asdict(self)
+        """Plain values, as `recipe.json` holds them: lists, not tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe that `as_dict` gave, without `expected`: that is measured, not read.
+
+        Raises what making a Recipe raises.
+        """
+        return cls(**{**fields, "expected": None})
 
     def build_model(self, num_classes: int) -> nn.Module:
         """The recipe's network, with fresh weights but for the pretrained ones.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import secrets
 import shutil
@@ -37,7 +36,7 @@ def identity_of(plan: Recipe, source: Any, images: ImageData, root: Any, skip_un
     }
     if skip_unreadable:
         identity["skip_unreadable"] = True
-    return json.loads(json.dumps(identity))  # as it is read back
+    return identity
 
 
 def content_of(images: ImageData) -> dict[str, str]:
@@ -93,7 +92,7 @@ def differences_between(there: Any, here: dict[str, Any]) -> list[str]:
     if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
         return ["recipe.json holds no recipe"]
     kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
-    defaults = json.loads(json.dumps(Recipe("default", "").as_dict()))  # of fields that came after a run
+    defaults = Recipe("default", "").as_dict()  # of fields that came after a run
     differences = [
         f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
         for name, value in wanted.items()
@@ -126,6 +125,6 @@ def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
     identity = read_json(folder / "recipe.json")
     try:
         where = {name: os.fspath(identity[name]) for name in ("data", "root")}
-        return Recipe(**{**identity["recipe"], "expected": None}), {**identity, **where}
+        return Recipe.from_dict(identity["recipe"]), {**identity, **where}
     except (KeyError, TypeError) as error:
         raise SettingError(f"{folder / 'recipe.json'} does not hold a recipe: {error}.") from error

@@ -73,7 +73,7 @@ class RunFolder:
             return (
                 "import json\nfrom vision_wrapper import recipes\n\n"
                 f"fields = json.load(open({str(self.path / 'recipe.json')!r}))['recipe']\n"
-                f"recipes.run(recipes.Recipe(**{{**fields, 'expected': None}}), data={data!r}, root={root!r}"
+                f"recipes.run(recipes.Recipe.from_dict(fields), data={data!r}, root={root!r}"
                 f"{', skip_unreadable=True' if self.identity.get('skip_unreadable') else ''})"
             )
         words = ["vision-wrapper", "train", self.name, "--data", data, "--seed", str(self.recipe.get("seed"))]
