@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import read_json
-from vision_wrapper.recipes.recipe import TEXTS, Expected, Recipe
+from vision_wrapper.recipes.recipe import INFORMATIVE, Expected, Recipe
 
 MEASURED = Path(__file__).with_name("measured.json")
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide what a run reaches, as plain values."""
-    return {name: value for name, value in recipe.as_dict().items() if name not in {*TEXTS, "name", "seed"}}
+    return {name: value for name, value in recipe.as_dict().items() if name not in {*INFORMATIVE, "name", "seed"}}
 
 
 def same_settings(kept: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -18,7 +18,7 @@ from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loader, Loaders
 from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Mistakes, Predictions
-from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.recipe import COUNTED_IN_EPOCHS, Recipe
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback, History, LRCurve, Run, Trainer
 from vision_wrapper.viz._figure import nothing
@@ -61,9 +61,7 @@ def _changes(plan: Recipe) -> dict[str, Any] | None:
         return None
     base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
     told = {"seed", "expected", "data"}
-    # Given with other epochs, these would be scaled.
-    scaled = {"schedule_args", "schedule_epochs", "progressive_size", "freeze_epochs"}
-    always = scaled if base["epochs"] != fields["epochs"] else set()
+    always = COUNTED_IN_EPOCHS if base["epochs"] != fields["epochs"] else {}  # left out, these would be scaled
     return {
         name: value
         for name, value in fields.items()

@@ -16,7 +16,7 @@ from vision_wrapper._files import PathLike, read_json, write_json
 from vision_wrapper.data import ImageData
 from vision_wrapper.data.loaders import fingerprint
 from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, VisionWrapperError
-from vision_wrapper.recipes.recipe import TEXTS, Recipe
+from vision_wrapper.recipes.recipe import INFORMATIVE, Recipe
 
 
 def identity_of(plan: Recipe, source: Any, images: ImageData, root: Any, skip_unreadable: bool) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def differences_between(there: Any, here: dict[str, Any]) -> list[str]:
     differences = [
         f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
         for name, value in wanted.items()
-        if kept.get(name, defaults.get(name)) != value and name not in TEXTS
+        if kept.get(name, defaults.get(name)) != value and name not in INFORMATIVE
     ]
     if there.get("content", here["content"]) != here["content"]:
         differences.append("its images were others")
