@@ -37,9 +37,8 @@ from vision_wrapper.data.images import decode
 from vision_wrapper.data.sources import FolderSplit, image_size
 from vision_wrapper.errors import DamagedFileError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.recipes import RECIPES
+from vision_wrapper.recipes import RECIPES, read_run
 from vision_wrapper.recipes.run import _lr_curve
-from vision_wrapper.recipes.run_folder import read_run
 from vision_wrapper.trainer import History, Trainer
 
 TIMES = int(os.environ.get("VISION_WRAPPER_FUZZ_EXAMPLES", "1"))

@@ -15,6 +15,7 @@ from runs import command, reduced
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
 from vision_wrapper.errors import (
+    DamagedFileError,
     FileWriteError,
     MissingPackageError,
     OtherRunError,
@@ -405,8 +406,18 @@ def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):
     with pytest.raises(SettingError, match="no run folder"):
         recipes.run(reduced("quickstart"), data=images, out=tmp_path / "thesis", callbacks=[])
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
-    with pytest.raises(SettingError, match="no run folder"):
-        report.write(tmp_path / "thesis")
+    for read in (report.write, recipes.read_run):
+        with pytest.raises(SettingError, match="no run folder"):
+            read(tmp_path / "thesis")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"recipe": []}', '{"recipe": {"epochs": 3}, "data": "digits", "root": "data"}']
+)
+def test_a_damaged_recipe_of_a_run_is_said(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"recipe\.json"):
+        recipes.read_run(tmp_path)
 
 
 def test_a_report_names_what_is_missing(images, tmp_path):

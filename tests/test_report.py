@@ -209,7 +209,7 @@ def test_what_a_command_cannot_repeat_is_said(run):
 
 
 def test_the_command_has_the_root_and_what_was_left_out(run, tmp_path):
-    from vision_wrapper.report.sources import open_run
+    from vision_wrapper.report.run_folder import open_run
 
     copy = shutil.copytree(run, tmp_path / "run")
     identity = json.loads((copy / "recipe.json").read_text())

@@ -335,7 +335,7 @@ def _settings(data: str | None, epochs: int | None, seed: int | None, assignment
 
 def _trained(run: Path) -> str:
     """The data and the seed of a run folder."""
-    from vision_wrapper.recipes.run_folder import read_run
+    from vision_wrapper.recipes import read_run
 
     plan, identity = read_run(run)
     return f"{identity['data']}, seed {plan.seed}"

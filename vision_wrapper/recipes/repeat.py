@@ -13,10 +13,10 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
+from vision_wrapper.recipes.identity import read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
 from vision_wrapper.recipes.run import run, source_of
-from vision_wrapper.recipes.run_folder import read_run
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback
 

@@ -24,6 +24,8 @@ from vision_wrapper.data import ImageData, Loaders
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherRunError, SettingError
 from vision_wrapper.evaluation import Predictions
+from vision_wrapper.recipes.folders import is_finished, new_folder, open_folder, remove_folder, unfinished_run
+from vision_wrapper.recipes.identity import content_of, differences_between, identity_of, read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import (
     BestClassifier,
@@ -33,17 +35,6 @@ from vision_wrapper.recipes.results import (
     results_of,
     store_temperature,
     write_predictions,
-)
-from vision_wrapper.recipes.run_folder import (
-    content_of,
-    differences_between,
-    identity_of,
-    is_finished,
-    new_folder,
-    open_folder,
-    read_run,
-    remove_folder,
-    unfinished_run,
 )
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer

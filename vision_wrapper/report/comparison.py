@@ -9,7 +9,7 @@ from vision_wrapper._files import PathLike, write_text
 from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import ClassResult, Predictions
 from vision_wrapper.report.page import accuracy_of, columns, escape, name_of, page, part, picture, table, watched
-from vision_wrapper.report.sources import RunFolder, open_run
+from vision_wrapper.report.run_folder import RunFolder, open_run
 
 
 def compare(a: PathLike, b: PathLike, out: PathLike | None = None) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vision_wrapper._files import PathLike, printable, write_text
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.page import expected, watched
-from vision_wrapper.report.sources import RunFolder, open_run
+from vision_wrapper.report.run_folder import RunFolder, open_run
 
 _PICTURES = (
     ("Training images", ("samples", "class_distribution")),

@@ -17,7 +17,7 @@ from vision_wrapper._files import PathLike, printable, read_json, write_text
 from vision_wrapper.evaluation import ClassResult, Predictions
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.gallery import FOLDER, SHEETS
-from vision_wrapper.report.sources import RunFolder, open_run
+from vision_wrapper.report.run_folder import RunFolder, open_run
 
 HERE = Path(__file__).parent
 MOST_CLASSES = 30  # of a confusion matrix that is a table; of more, only the figure is shown

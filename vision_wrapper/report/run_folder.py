@@ -1,4 +1,4 @@
-"""What lies in a run folder, as the reports read it."""
+"""A run folder, read: what every report and every command that takes one begins with."""
 
 from __future__ import annotations
 
