@@ -45,12 +45,12 @@ def with_expected(recipe: Recipe) -> Recipe:
 def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
     """The records of one recipe's runs, one a seed, as `Expected`."""
     accuracies = [record["accuracy"] for record in records]
-    averaged = [record["tta_accuracy"] for record in records]
+    tta_accuracies = [record["tta_accuracy"] for record in records]
     return Expected(
         accuracy=statistics.fmean(accuracies),
-        tta_accuracy=None if None in averaged else statistics.fmean(averaged),
+        tta_accuracy=None if None in tta_accuracies else statistics.fmean(tta_accuracies),
         spread=_deviation(accuracies),
-        tta_spread=None if None in averaged else _deviation(averaged),
+        tta_spread=None if None in tta_accuracies else _deviation(tta_accuracies),
         seeds=len(records),
         epochs=records[0]["epochs"],
         images_per_second=statistics.median(record["images_per_second"] for record in records),

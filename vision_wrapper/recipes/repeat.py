@@ -218,12 +218,12 @@ def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
 def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
     """The figures of finished run folders, one a seed."""
     results = [read_results(folder) for folder in folders]
-    averaged = [result["tta_accuracy"] for result in results]
+    tta_accuracies = [result["tta_accuracy"] for result in results]
     return Repeats(
         plan,
         tuple(seeds),
         tuple(result["accuracy"] for result in results),
-        None if None in averaged else tuple(averaged),
+        None if None in tta_accuracies else tuple(tta_accuracies),
         tuple(result["images_per_second"] for result in results),
         read_run(folders[0])[1]["data"],
         results[0]["test_images"],

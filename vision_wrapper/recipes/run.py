@@ -34,7 +34,7 @@ from vision_wrapper.recipes.results import (
     read_results,
     results_of,
     store_temperature,
-    write_predictions,
+    write_outputs,
 )
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
@@ -209,7 +209,7 @@ def _train(
     if trainer.interrupted:
         return Result(plan, history, None, folder)
     predictions = trainer.predict(loaders.test)
-    averaged = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
+    tta_accuracy = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
 
     def write() -> None:
         if loaders.val is None:
@@ -217,15 +217,15 @@ def _train(
         else:
             store_temperature(folder / "best.safetensors", loaders.val, trainer)
         val_name = "test" if loaders.val is None else "validation"
-        write_predictions(folder, images, trainer.model, history, val_name, predictions, curve)
+        write_outputs(folder, images, trainer.model, history, val_name, predictions, curve)
         write_json(folder / "environment.json", environment(trainer))
         report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
-        write_json(folder / "results.json", results_of(plan, loaders, history, predictions, averaged))
+        write_json(folder / "results.json", results_of(plan, loaders, history, predictions, tta_accuracy))
         report.write(folder)
         (folder / ".lock").unlink(missing_ok=True)
 
     on_main(write)
-    return Result(plan, history, predictions, folder, averaged)
+    return Result(plan, history, predictions, folder, tta_accuracy)
 
 
 def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) -> LRCurve | None:
@@ -301,8 +301,8 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
         source=loaders.test.split,
         preprocess=loaders.preprocess,
     )
-    averaged = read_results(folder)["tta_accuracy"]
-    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, averaged)
+    tta_accuracy = read_results(folder)["tta_accuracy"]
+    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, tta_accuracy)
 
 
 def evaluate_run(folder: PathLike) -> Predictions:
