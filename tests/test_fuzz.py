@@ -350,7 +350,14 @@ def test_forged_metadata(files, folder, name, edits):
 def run_folder(folder):
     """A run folder as a run leaves it, but small."""
     run = folder / "run"
-    identity = {"recipe": RECIPES["custom-resnet-onecycle"].as_dict(), "data": "digits", "root": "data"}
+    identity = {
+        "recipe": RECIPES["custom-resnet-onecycle"].as_dict(),
+        "data": "digits",
+        "passed": False,
+        "content": {"train": "0" * 16, "test": "1" * 16},
+        "root": "data",
+        "watched": "the test set",
+    }
     write_json(run / "recipe.json", identity)
     row = {"lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": None, "val_accuracy": None, "seconds": 1.5}
     history = History([{"epoch": 1, **row}, {"epoch": 2, **row}], [{"step": 1, "epoch": 1, "lr": 0.1, "loss": 2.0}])

@@ -412,7 +412,14 @@ def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"recipe": []}', '{"recipe": {"epochs": 3}, "data": "digits", "root": "data"}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"recipe": []}',
+        '{"recipe": {"name": "mine", "description": ""}, "data": "digits", "root": 3, "content": {}}',
+        '{"recipe": {"epochs": 3}, "data": "digits", "root": "data", "content": {}}',
+    ],
 )
 def test_a_damaged_recipe_of_a_run_is_said(tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)

@@ -177,7 +177,7 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
         state, architecture, metrics = content[""], content["architecture"], content["metrics"]
         classes, versions = tuple(content["classes"]), dict(content["versions"])
         preprocess = Preprocess(**content["preprocess"])
-        temperature = checked_temperature(content.get("temperature", 1.0))  # files of before have none
+        temperature = checked_temperature(content["temperature"])
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in (*state, *classes)):
             raise TypeError("names must be texts")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:

@@ -50,19 +50,21 @@ def differences_between(there: Any, here: dict[str, Any]) -> list[str]:
         for name, value in wanted.items()
         if kept.get(name, defaults.get(name)) != value and name not in INFORMATIVE
     ]
-    if there.get("content", here["content"]) != here["content"]:
+    if there.get("content") != here["content"]:
         differences.append("its images were others")
     return differences
 
 
 def read_run(folder: PathLike) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a run folder, and its identity (`data`, `root`, …).
+    """The recipe of a run folder, and its identity (`data`, `root`, `content`, …).
 
     Raises `SettingError` where the folder is no run, `DamagedFileError` where its recipe.json is damaged.
     """
     run = open_run(folder)
+    for name, kind in (("data", str), ("root", str), ("content", dict)):
+        if not isinstance(run.identity.get(name), kind):
+            raise DamagedFileError(f"{run.path / 'recipe.json'} does not say the {name} of the run.")
     try:
-        where = {name: os.fspath(run.identity[name]) for name in ("data", "root")}
-        return Recipe.from_dict(run.recipe), {**run.identity, **where}
+        return Recipe.from_dict(run.recipe), run.identity
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{run.path / 'recipe.json'} does not hold a recipe: {error}.") from error

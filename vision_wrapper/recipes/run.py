@@ -313,8 +313,7 @@ def evaluate_run(folder: PathLike) -> Predictions:
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
     images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
-    content = content_of(images)
-    if identity.get("content", content) != content:
+    if identity["content"] != content_of(images):
         raise OtherRunError(
             f"{identity['data']} now holds other images than those of the run in {folder}. Test its best.safetensors "
             "on the images it had: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."

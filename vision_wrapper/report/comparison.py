@@ -88,14 +88,10 @@ def _paired(a: RunFolder, b: RunFolder) -> str:
 
 
 def _same_images(a: RunFolder, b: RunFolder) -> bool:
-    """Whether both were tested on the same images; runs without a fingerprint of theirs are told by the data's name."""
+    """Whether both were tested on the same images, in the same order."""
     first, second = a.predictions, b.predictions
-    if not (first.indices.equal(second.indices) and first.targets.equal(second.targets)):
-        return False
-    contents = [run.identity.get("content", {}).get("test") for run in (a, b)]
-    if None in contents:
-        return a.identity.get("data") == b.identity.get("data")
-    return contents[0] == contents[1]
+    in_order = first.indices.equal(second.indices) and first.targets.equal(second.targets)
+    return in_order and a.identity["content"]["test"] == b.identity["content"]["test"]
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

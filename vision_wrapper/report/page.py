@@ -100,8 +100,7 @@ def _summary(run: RunFolder) -> str:
 
 def watched(run: RunFolder) -> str:
     """What was looked at after each epoch."""
-    by_recipe = "held-out training images" if run.recipe.get("val_fraction") else "the test set"
-    return str(run.identity.get("watched", by_recipe))
+    return str(run.identity["watched"])
 
 
 def _averaged(run: RunFolder) -> list[tuple[str, str]]:
