@@ -8,7 +8,8 @@ from typing import Any
 from vision_wrapper._files import PathLike, write_text
 from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import ClassResult, Predictions
-from vision_wrapper.report.page import accuracy_of, columns, escape, name_of, page, part, picture, table, watched
+from vision_wrapper.report.content import FIGURES, accuracy_of, watched
+from vision_wrapper.report.html import bdi, columns, escape, page, part, pictures, table
 from vision_wrapper.report.run_folder import RunFolder, open_run
 
 
@@ -34,9 +35,9 @@ def compare(a: PathLike, b: PathLike, out: PathLike | None = None) -> Path:
         "On the same images": part(lambda: _paired(first, second)),
         "Accuracy of each class": part(lambda: _classes(first.predictions, second.predictions)),
         "What differs in the recipes": part(lambda: _recipes(first, second)),
-        "Curves": _side_by_side(first, second, ("history", "learning_rate")),
-        "Confusion matrices": _side_by_side(first, second, ("confusion_matrix",)),
-        "Calibration": _side_by_side(first, second, ("reliability",)),
+        "Curves": _side_by_side(first, second, "Curves"),
+        "Confusion matrices": _side_by_side(first, second, "Confusion matrix"),
+        "Calibration": _side_by_side(first, second, "Calibration"),
     }
     path = first.path / "comparison.html" if out is None else Path(out)
     write_text(path, page(f"A: {_label(first)}, B: {_label(second)}", sections))
@@ -107,7 +108,7 @@ def _classes(a: Predictions, b: Predictions) -> str:
     if a.classes != b.classes:
         return "<p>The two runs have different classes.</p>"
     rows = [
-        (name_of(x.name), accuracy_of(x), accuracy_of(y), _difference(x, y))
+        (bdi(x.name), accuracy_of(x), accuracy_of(y), _difference(x, y))
         for x, y in zip(a.per_class(), b.per_class(), strict=True)
     ]
     return columns(("class", "A", "B", "difference, points"), rows)
@@ -125,8 +126,8 @@ def _recipes(a: RunFolder, b: RunFolder) -> str:
     return columns(("field", "A", "B"), rows)
 
 
-def _side_by_side(a: RunFolder, b: RunFolder, names: tuple[str, ...]) -> str:
+def _side_by_side(a: RunFolder, b: RunFolder, section: str) -> str:
     return "".join(
-        f"<h3>{letter}: {escape(_label(run))}</h3>" + "".join(picture(run.path, name) for name in names)
+        f"<h3>{letter}: {escape(_label(run))}</h3>" + pictures(run.path, FIGURES[section])
         for letter, run in (("A", a), ("B", b))
     )
