@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from vision_wrapper import data as image_data
 from vision_wrapper import models, report
-from vision_wrapper._distributed import join
+from vision_wrapper._distributed import Processes, join
 from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_json
 from vision_wrapper._seeding import checked_seed, seed_generators
 from vision_wrapper._state import preserve_random_states
@@ -106,30 +106,12 @@ def run(
     images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = identity_of(plan, source, images, root, skip_unreadable)
-    identities = processes.gathered(identity)
-    for rank, other in enumerate(identities):
-        differences = differences_between(identities[0], other)
-        if differences:
-            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
-
-    def opened() -> tuple[Path, bool, bool]:
-        unfinished = None if isinstance(source, ImageData) else unfinished_run(identity)  # arrays have no identity
-        folder = Path(out) if out is not None else unfinished or new_folder(plan.name)
-        return folder, open_folder(folder, identity), is_finished(folder)
-
-    folder, made, finished = processes.on_main(opened)
+    _check_same_run(processes.gathered(identity))
+    folder, made, finished = processes.on_main(lambda: _opened(out, identity))
     if finished:
         return _finished_run(plan, folder, loaders)
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(preserve_random_states())
-
-            def taken() -> bool:
-                stack.enter_context(exclusive(folder / ".lock"))
-                remove_leftovers(folder)
-                return (folder / "last.ckpt").exists()
-
-            begun = processes.on_main(taken)
+        with preserve_random_states(), _locked(folder, processes) as begun:
             own_seed = (checked_seed(plan.seed) + _NEXT_PROCESS * processes.rank) % 2**32  # for masks of dropout
             seed_generators(own_seed)
             trainer = _trainer(plan, images, loaders, callbacks, device, begun)
@@ -138,6 +120,34 @@ def run(
         if made and processes.is_main and not (folder / "last.ckpt").exists():
             remove_folder(folder)  # nothing was trained: nothing half-made stays
         raise
+
+
+def _check_same_run(identities: Sequence[dict[str, Any]]) -> None:
+    """Raise `SettingError` where processes, of which these are the identities, are to train different runs."""
+    for rank, other in enumerate(identities):
+        differences = differences_between(identities[0], other)
+        if differences:
+            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
+
+
+def _opened(out: PathLike | None, identity: dict[str, Any]) -> tuple[Path, bool, bool]:
+    """The run folder; whether it was made, and whether its run has ended."""
+    unfinished = None if identity["passed"] else unfinished_run(identity)  # arrays have no identity
+    folder = Path(out) if out is not None else unfinished or new_folder(identity["recipe"]["name"])
+    return folder, open_folder(folder, identity), is_finished(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
+    """Keep other runs out of the folder, in the main process, and say whether a run has begun in it."""
+    with contextlib.ExitStack() as stack:
+
+        def locked() -> bool:
+            stack.enter_context(exclusive(folder / ".lock"))
+            remove_leftovers(folder)
+            return (folder / "last.ckpt").exists()
+
+        yield processes.on_main(locked)
 
 
 def _trainer(
