@@ -40,6 +40,7 @@ def test_numbers_are_scikit_learns(seed):
     p = random_predictions(seed=seed, classes=CLASSES)
     truth, predicted = p.targets.numpy(), p.predicted.numpy()
     assert p.accuracy() == metrics.accuracy_score(truth, predicted)
+    assert np.array_equal(p.correct, truth == predicted)
     assert np.array_equal(p.confusion_matrix(), metrics.confusion_matrix(truth, predicted))
     assert p.confusion_matrix().dtype == np.int64
     expected = metrics.precision_recall_fscore_support(truth, predicted)

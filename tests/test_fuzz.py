@@ -37,9 +37,8 @@ from vision_wrapper.data.images import decode
 from vision_wrapper.data.splits import FolderSplit, image_size
 from vision_wrapper.errors import DamagedFileError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
-from vision_wrapper.recipes import RECIPES
+from vision_wrapper.recipes import RECIPES, read_run
 from vision_wrapper.recipes.run import _lr_curve
-from vision_wrapper.recipes.run_folder import read_run
 from vision_wrapper.trainer import History, Trainer
 
 TIMES = int(os.environ.get("VISION_WRAPPER_FUZZ_EXAMPLES", "1"))
@@ -351,8 +350,15 @@ def test_forged_metadata(files, folder, name, edits):
 def run_folder(folder):
     """A run folder as a run leaves it, but small."""
     run = folder / "run"
-    identity = {"recipe": RECIPES["custom-resnet-onecycle"].as_dict(), "data": "digits", "root": "data"}
-    write_json(run / "recipe.json", json.loads(json.dumps(identity)))
+    identity = {
+        "recipe": RECIPES["custom-resnet-onecycle"].as_dict(),
+        "data": "digits",
+        "passed": False,
+        "content": {"train": "0" * 16, "test": "1" * 16},
+        "root": "data",
+        "watched": "the test set",
+    }
+    write_json(run / "recipe.json", identity)
     row = {"lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": None, "val_accuracy": None, "seconds": 1.5}
     history = History([{"epoch": 1, **row}, {"epoch": 2, **row}], [{"step": 1, "epoch": 1, "lr": 0.1, "loss": 2.0}])
     history.to_csv(run / "history.csv")

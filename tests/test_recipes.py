@@ -15,6 +15,7 @@ from runs import command, reduced
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
 from vision_wrapper.errors import (
+    DamagedFileError,
     FileWriteError,
     MissingPackageError,
     OtherRunError,
@@ -251,6 +252,14 @@ def test_a_recipe_without_a_seed_follows_seed_everything(images, tmp_path):
     assert recipes.run(reduced("quickstart"), images, out=tmp_path / "b", callbacks=[], seed=0).recipe.seed == 0
 
 
+def test_a_recipe_is_read_back_from_plain_values():
+    recipe = RECIPES["custom-resnet-best"].changed(progressive_size=((0, 0.75), (4, 1.0)), goal=(0.9, None))
+    fields = recipe.as_dict()
+    assert fields == json.loads(json.dumps(fields))
+    again = recipes.Recipe.from_dict({**fields, "expected": {"accuracy": 1.0}})
+    assert again.as_dict() == fields and again.expected is None
+
+
 def test_recipes_share_nothing_that_can_change():
     first, second = RECIPES["custom-resnet-onecycle"], RECIPES["custom-resnet-late-peak"]
     assert first.optimizer_args == second.optimizer_args and first.optimizer_args is not second.optimizer_args
@@ -397,8 +406,25 @@ def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):
     with pytest.raises(SettingError, match="no run folder"):
         recipes.run(reduced("quickstart"), data=images, out=tmp_path / "thesis", callbacks=[])
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
-    with pytest.raises(SettingError, match="no run folder"):
-        report.write(tmp_path / "thesis")
+    for read in (report.write, recipes.read_run):
+        with pytest.raises(SettingError, match="no run folder"):
+            read(tmp_path / "thesis")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"recipe": []}',
+        '{"recipe": {"name": "mine", "description": ""}, "data": "digits", "root": 3, "content": {}}',
+        '{"recipe": {"epochs": 3}, "data": "digits", "root": "data", "content": {}}',
+    ],
+)
+def test_a_damaged_recipe_of_a_run_is_said(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"recipe\.json"):
+        recipes.read_run(tmp_path)
 
 
 def test_a_report_names_what_is_missing(images, tmp_path):

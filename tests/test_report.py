@@ -21,6 +21,7 @@ from vision_wrapper.errors import SettingError
 from vision_wrapper.models import MODELS
 from vision_wrapper.report.checklist import checklist
 from vision_wrapper.report.comparison import mcnemar
+from vision_wrapper.report.content import FIGURES
 from vision_wrapper.report.markdown import fenced, plain
 
 NAMES = ("<script>alert(1)</script>", 'a "quoted" & b', "\u05e9\u05dc\u05d5\u05dd", "`*_[x](y)|z")
@@ -147,6 +148,23 @@ def test_a_missing_or_damaged_part_is_said(run, tmp_path, name):
         report.write_markdown(copy)
 
 
+def test_page_and_readme_show_the_same_of_a_damaged_run(run, tmp_path):
+    """Without results.json one row is missing; without predictions the checklist says of what it knows nothing."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "results.json").write_bytes(b"{")
+    pages = [report.write(copy).read_text(), report.write_markdown(copy).read_text()]
+    assert all("Test accuracy, last epoch" in page and "results.json" in page for page in pages)
+    (copy / "predictions.npz").unlink()
+    pages = [report.write(copy).read_text(), report.write_markdown(copy).read_text()]
+    assert all("Test accuracy, last epoch" not in page for page in pages)
+    assert all("the predictions are not there" in page for page in pages)
+
+
+def test_every_plot_of_a_run_has_a_place_in_its_reports(run):
+    plots = {path.stem for path in (run / "plots").iterdir()}
+    assert plots | {"lr_curve"} == {name for names in FIGURES.values() for name in names}
+
+
 # ---- the checklist
 
 
@@ -209,7 +227,7 @@ def test_what_a_command_cannot_repeat_is_said(run):
 
 
 def test_the_command_has_the_root_and_what_was_left_out(run, tmp_path):
-    from vision_wrapper.report.sources import open_run
+    from vision_wrapper.report.run_folder import open_run
 
     copy = shutil.copytree(run, tmp_path / "run")
     identity = json.loads((copy / "recipe.json").read_text())
@@ -238,7 +256,7 @@ def test_the_readme_shows_pictures_that_are_there(run, tmp_path):
     text = report.write_markdown(copy).read_text()
     pictures = re.findall(r"!\[[^\]]*\]\((plots/[^)]+)\)", text)
     assert len(pictures) >= 9 and all((copy / name).exists() for name in pictures)
-    assert "test accuracy, last epoch" in text and "- [x] " in text and "Not available" not in text
+    assert "Test accuracy, last epoch" in text and "- [x] " in text and "Not available" not in text
     (copy / "plots/history.png").unlink()
     assert "*Not available: plots/history.png*" in report.write_markdown(copy).read_text()
     assert "README.md" in command("report", copy, "--format", "markdown", cwd=tmp_path)

@@ -284,7 +284,8 @@ def write_files(s: Setup) -> None:
     """What `report` and `load_classifier` read."""
     vw.save_classifier(s.folder / "own.safetensors", s.model, s.loaders.preprocess, CLASSES)
     recipe = RECIPES["quickstart"].as_dict()
-    write_json(s.folder / "run" / "recipe.json", {"recipe": recipe, "data": "digits", "root": "data"})
+    identity = {"data": "digits", "passed": False, "content": {}, "root": "data", "watched": "the test set"}
+    write_json(s.folder / "run" / "recipe.json", {"recipe": recipe, **identity})
     s.history.to_csv(s.folder / "run" / "history.csv")
     s.predictions.save(s.folder / "run" / "predictions.npz")
 

@@ -38,7 +38,7 @@ _FORSAKEN = 24 * 3600  # seconds; nothing is written for so long
 _NO_DIGEST = "0" * 64
 _DIGEST_KEY = b'"sha256":"'  # only the header's own: quotes inside its texts are escaped
 
-PathLike: TypeAlias = "str | os.PathLike[str]"
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
@@ -123,8 +123,13 @@ def _is_running(process: int) -> bool:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """`write_bytes` for a UTF-8 text."""
-    write_bytes(path, text.encode(errors="backslashreplace"))  # a file's name may hold what UTF-8 cannot
+    """`write_bytes` for a UTF-8 text; see `printable`."""
+    write_bytes(path, printable(text).encode())
+
+
+def printable(text: str) -> str:
+    """The text as UTF-8 can hold it; a file's name may have bytes that it cannot, which are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: PathLike, value: Any) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_wrapper import __version__
-from vision_wrapper._files import read_tensors, write_bytes, write_tensors
-from vision_wrapper._lookup import unknown_name
+from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
+from vision_wrapper._lookup import Table
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.preprocess import Preprocess
@@ -37,8 +37,6 @@ from vision_wrapper.models import build_model
 from vision_wrapper.models.weights import check_fits, tensors_of
 
 __all__ = ["Classifier", "Prediction", "export", "load_classifier", "save_classifier"]
-
-PathLike = str | os.PathLike[str]
 
 MAX_INPUT = 2**24  # pixels (4096 x 4096) of what a network takes; more is a mistake, or a file that wants all memory
 
@@ -179,7 +177,7 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
         state, architecture, metrics = content[""], content["architecture"], content["metrics"]
         classes, versions = tuple(content["classes"]), dict(content["versions"])
         preprocess = Preprocess(**content["preprocess"])
-        temperature = checked_temperature(content.get("temperature", 1.0))  # files of before have none
+        temperature = checked_temperature(content["temperature"])
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in (*state, *classes)):
             raise TypeError("names must be texts")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
@@ -360,8 +358,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
         MissingPackageError: onnx or onnxscript is not installed.
         SettingError: the network does things that cannot be exported.
     """
-    if format not in _EXPORTERS:
-        raise unknown_name("export format", format, _EXPORTERS)
+    exported = _EXPORTERS[format]
     if format == "onnx":
         _require("onnx", "onnxscript")
     if not isinstance(classifier, Classifier):
@@ -372,7 +369,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
         try:
             module = _FromPixels(_unwrapped(classifier.model), classifier.preprocess, classifier.temperature).eval()
             module(images)  # fills the constants of preprocess with true tensors, before tracing
-            content = _EXPORTERS[format](module, images, json.dumps(classifier.classes))
+            content = exported(module, images, json.dumps(classifier.classes))
         except Exception as error:  # a user's network may hold anything
             raise SettingError(
                 f"{type(classifier.model).__name__} cannot be exported as {format}: {type(error).__name__}: {error}"
@@ -416,4 +413,6 @@ def _torch_bytes(module: nn.Module, images: Tensor, classes: str) -> bytes:
     return file.getvalue()
 
 
-_EXPORTERS: dict[str, Callable[[nn.Module, Tensor, str], bytes]] = {"onnx": _onnx_bytes, "torch": _torch_bytes}
+_EXPORTERS: Table[Callable[[nn.Module, Tensor, str], bytes]] = Table(
+    "export format", {"onnx": _onnx_bytes, "torch": _torch_bytes}
+)

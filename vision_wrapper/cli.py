@@ -13,6 +13,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from vision_wrapper._lookup import Table, check_names
+
 app = typer.Typer(
     help="From a folder of images to a trained, explained and reproducible classifier.",
     no_args_is_help=True,
@@ -93,21 +95,20 @@ def predict(
     A line an image. As a table: file, class and probability, separated by tabs.
     """
     from vision_wrapper import load_classifier
-    from vision_wrapper._lookup import check_names
+    from vision_wrapper._files import printable
     from vision_wrapper.errors import VisionWrapperError
 
-    check_names("format", [format], _PREDICTION_LINES)
-    classifier, failed = load_classifier(model), 0
     line_of = _PREDICTION_LINES[format]
+    classifier, failed = load_classifier(model), 0
     if format == "csv":
         typer.echo(_csv_line(["file", "class", "probability", *classifier.classes]))
     for file in files:
         try:
             (prediction,) = classifier.predict([file])
-            typer.echo(_printable(line_of(file, prediction, classifier.classes)))
+            typer.echo(printable(line_of(file, prediction, classifier.classes)))
         except VisionWrapperError as error:
             failed += 1
-            typer.echo(_printable(f"error: {error}"), err=True)
+            typer.echo(printable(f"error: {error}"), err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -134,12 +135,7 @@ def _csv_line(cells: list[str]) -> str:
     return text.getvalue().removesuffix("\r\n")
 
 
-def _printable(text: str) -> str:
-    """A file's name need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-_PREDICTION_LINES = {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json}
+_PREDICTION_LINES = Table("format", {"table": _table_line, "csv": _prediction_csv, "json": _prediction_json})
 
 
 @app.command()
@@ -299,13 +295,11 @@ def report(
 ) -> None:
     """Write a run's report anew, or one that compares two runs."""
     from vision_wrapper import report as run_report
-    from vision_wrapper._lookup import check_names
 
-    writers = {"html": run_report.write, "markdown": run_report.write_markdown}
-    check_names("format of a report", [format], writers)
+    write = Table("format of a report", {"html": run_report.write, "markdown": run_report.write_markdown})[format]
     if compare is not None and format != "html":
         raise typer.BadParameter("--compare writes HTML: leave --format out.")
-    path = writers[format](run) if compare is None else run_report.compare(run, compare)
+    path = write(run) if compare is None else run_report.compare(run, compare)
     typer.echo(f"report: {path}")
 
 
@@ -319,7 +313,6 @@ def _check_recipe(name: str) -> None:
 
 def _settings(data: str | None, epochs: int | None, seed: int | None, assignments: list[str] | None) -> dict[str, Any]:
     """FIELD=VALUE, where a value is JSON or else a plain text, and the options that have a name of their own."""
-    from vision_wrapper._lookup import check_names
     from vision_wrapper.recipes import Recipe
 
     settings: dict[str, Any] = {}
@@ -342,7 +335,7 @@ def _settings(data: str | None, epochs: int | None, seed: int | None, assignment
 
 def _trained(run: Path) -> str:
     """The data and the seed of a run folder."""
-    from vision_wrapper.recipes.run_folder import read_run
+    from vision_wrapper.recipes import read_run
 
     plan, identity = read_run(run)
     return f"{identity['data']}, seed {plan.seed}"
@@ -350,7 +343,7 @@ def _trained(run: Path) -> str:
 
 def _print_accuracy(of: str, predictions: Any) -> None:
     low, high = predictions.accuracy_interval()
-    right = round(predictions.accuracy() * len(predictions))
+    right = int(predictions.correct.sum())
     _say(
         f"test accuracy {of}: {predictions.accuracy():.2%} ({right} of {len(predictions)}; "
         f"95% interval {low:.2%} to {high:.2%})"

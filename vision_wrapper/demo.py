@@ -66,6 +66,82 @@ def _data_uri(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread a request; the model is borrowed while its map is made, so one image is explained at a time."""
+
+    def __init__(self, classifier: Classifier, port: int):
+        self.classifier, self.one_at_a_time = classifier, Lock()
+        super().__init__((HOST, port), _Handler)
+
+    def explain(self, content: bytes) -> dict[str, Any]:
+        with self.one_at_a_time:
+            return explain_image(self.classifier, content)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 30  # seconds for an upload that stalls
+
+    def do_GET(self) -> None:
+        if not self._is_for_us():
+            return
+        if self.path == "/":
+            self._answer(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+        else:
+            self._answer(404, b"There is nothing here.", "text/plain")
+
+    def do_POST(self) -> None:
+        if not self._is_for_us():
+            return
+        length = self._length()
+        if self.path != "/predict" or not 0 < length <= LARGEST_UPLOAD:
+            self._discard(length)
+            self._answer(400, _json({"error": f"An image of at most {LARGEST_UPLOAD:,} bytes is expected."}))
+            return
+        try:
+            content = self.rfile.read(length)
+            self._answer(200, _json(self.server.explain(content)))
+        except VisionWrapperError as error:
+            self._answer(422, _json({"error": str(error).replace(tempfile.gettempdir(), "")}))
+        except (MemoryError, RuntimeError) as error:
+            self._answer(500, _json({"error": f"The image could not be classified: {type(error).__name__}."}))
+
+    def _length(self) -> int:
+        text = self.headers.get("Content-Length") or "0"
+        return int(text) if text.isascii() and text.isdigit() else 0
+
+    def _discard(self, length: int) -> None:
+        """Read what is refused, a part at a time, so that whoever sends it hears the answer; not without end."""
+        left = min(length, 10 * LARGEST_UPLOAD)
+        while left > 0:
+            part = self.rfile.read(min(left, 2**20))
+            left = left - len(part) if part else 0
+
+    def _is_for_us(self) -> bool:
+        """Refuse pages of other hosts, whose names may be made to mean this machine."""
+        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+        origin = self.headers.get("Origin")
+        allowed = host in (HOST, "localhost") and origin in (None, f"http://{self.headers.get('Host')}")
+        if not allowed:
+            self._answer(403, b"This page answers its own machine alone.", "text/plain")
+        return allowed
+
+    def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of each request."""
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 def serve(model: Classifier | str | Path, port: int = 7860) -> ThreadingHTTPServer:
     """A server of the page for a classifier or its file, not yet running: call its `serve_forever()`.
 
@@ -73,70 +149,4 @@ def serve(model: Classifier | str | Path, port: int = 7860) -> ThreadingHTTPServ
     `load_classifier` raises, and `OSError` where the port is taken.
     """
     classifier = model if isinstance(model, Classifier) else load_classifier(model)
-    one_at_a_time = Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 30  # seconds for an upload that stalls
-
-        def do_GET(self) -> None:
-            if not self._is_for_us():
-                return
-            if self.path == "/":
-                self._answer(200, PAGE.read_bytes(), "text/html; charset=utf-8")
-            else:
-                self._answer(404, b"There is nothing here.", "text/plain")
-
-        def do_POST(self) -> None:
-            if not self._is_for_us():
-                return
-            length = self._length()
-            if self.path != "/predict" or not 0 < length <= LARGEST_UPLOAD:
-                self._discard(length)
-                self._answer(400, _json({"error": f"An image of at most {LARGEST_UPLOAD:,} bytes is expected."}))
-                return
-            try:
-                content = self.rfile.read(length)
-                with one_at_a_time:  # the model is borrowed while its map is made
-                    found = explain_image(classifier, content)
-                self._answer(200, _json(found))
-            except VisionWrapperError as error:
-                self._answer(422, _json({"error": str(error).replace(tempfile.gettempdir(), "")}))
-            except (MemoryError, RuntimeError) as error:
-                self._answer(500, _json({"error": f"The image could not be classified: {type(error).__name__}."}))
-
-        def _length(self) -> int:
-            text = self.headers.get("Content-Length") or "0"
-            return int(text) if text.isascii() and text.isdigit() else 0
-
-        def _discard(self, length: int) -> None:
-            """Read what is refused, a part at a time, so that whoever sends it hears the answer; not without end."""
-            left = min(length, 10 * LARGEST_UPLOAD)
-            while left > 0:
-                part = self.rfile.read(min(left, 2**20))
-                left = left - len(part) if part else 0
-
-        def _is_for_us(self) -> bool:
-            """Refuse pages of other hosts, whose names may be made to mean this machine."""
-            host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-            origin = self.headers.get("Origin")
-            allowed = host in (HOST, "localhost") and origin in (None, f"http://{self.headers.get('Host')}")
-            if not allowed:
-                self._answer(403, b"This page answers its own machine alone.", "text/plain")
-            return allowed
-
-        def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing of each request."""
-
-    return ThreadingHTTPServer((HOST, port), Handler)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
+    return _Server(classifier, port)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_wrapper._files import write_bytes
-from vision_wrapper._lookup import unknown_name
+from vision_wrapper._files import PathLike, write_bytes, write_text
+from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper.data.splits import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
@@ -192,21 +191,24 @@ class Mistakes(Sequence[Mistake]):
         raw = (self.image(i, preprocess.decode_size) for i in range(len(self)))
         return [preprocess.resize(preprocess.as_array(image)) for image in raw]
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
+    def to_csv(self, path: PathLike) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
         text = io.StringIO()
         table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(mistake) for mistake in self)
-        write_bytes(path, text.getvalue().encode(errors="backslashreplace"))  # a file's name need not be UTF-8
+        write_text(path, text.getvalue())
 
 
-_ORDERS: dict[str, Callable[[Mistake], float]] = {  # ascending
-    "confidence": lambda mistake: -mistake.confidence,
-    "loss": lambda mistake: -mistake.loss,
-    "margin": lambda mistake: -mistake.margin,
-    "index": lambda mistake: mistake.index,
-}
+_ORDERS: Table[Callable[[Mistake], float]] = Table(
+    "order of mistakes",
+    {  # ascending
+        "confidence": lambda mistake: -mistake.confidence,
+        "loss": lambda mistake: -mistake.loss,
+        "margin": lambda mistake: -mistake.margin,
+        "index": lambda mistake: mistake.index,
+    },
+)
 
 
 class Predictions:
@@ -276,12 +278,14 @@ class Predictions:
         """int64 (N,): the class with the highest logit, the first of equals."""
         return self.logits.argmax(1)
 
+    @cached_property
+    def correct(self) -> Tensor:
+        """bool (N,): whether the predicted class is the true one; `int(correct.sum())` samples are right."""
+        return self.predicted == self.targets
+
     def accuracy(self) -> float:
         """The fraction that is right, in [0, 1]; 0 without samples."""
-        return self._correct() / max(len(self), 1)
-
-    def _correct(self) -> int:
-        return int((self.predicted == self.targets).sum())
+        return int(self.correct.sum()) / max(len(self), 1)
 
     def accuracy_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's interval of the accuracy (Wilson 1927): what chance in drawing these samples leaves open.
@@ -337,7 +341,7 @@ class Predictions:
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
             raise SettingError(f"bins must be a whole number of at least 1, got {bins!r}.")
         confidence = self._log_probabilities.amax(1).exp().numpy()
-        right = (self.predicted == self.targets).numpy().astype(np.float64)
+        right = self.correct.numpy().astype(np.float64)
         edges = np.linspace(0, 1, bins + 1)
         place = np.searchsorted(edges[1:-1], confidence)  # bins are open below and closed above
         counts = np.bincount(place, minlength=bins)
@@ -361,8 +365,8 @@ class Predictions:
         It makes the probabilities fit how often the model is right, and changes no decision (Guo et al. 2017,
         arXiv:1706.04599). Fit it on validation predictions, never on those it is judged by. Between 0.05 and 20.
 
-        The true class counts as (N + 1) / (N + 2) and not as 1 (after Platt 1999), the rest as the most probable one of
-        the others: that N samples are all right does not show that every one will be.
+        The targets are (N + 1) / (N + 2) for the true class and 1 / (N + 2) for the most probable other one, not 1 and
+        0 (after Platt 1999): N correct samples do not prove that the next one will be.
 
         Raises:
             DataError: there are no samples.
@@ -389,9 +393,7 @@ class Predictions:
 
         Raises `SettingError` unless it is a positive number.
         """
-        return self._with_logits(self.logits / checked_temperature(temperature))
-
-    def _with_logits(self, logits: Tensor) -> Predictions:
+        logits = self.logits / checked_temperature(temperature)
         return Predictions(
             logits, self.targets, self.indices, self.classes, source=self.source, preprocess=self.preprocess
         )
@@ -430,10 +432,10 @@ class Predictions:
     def suspected_label_errors(self) -> Mistakes:
         """Mistakes whose label may be the mistake: confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
-        Those whose predicted class has at least the probability that it has, on average, on samples labelled with it;
-        the highest margin first. (The paper also suspects samples for a class that is not the most probable one.) Look
-        at them: the model may be the one that is wrong. Of predictions on images that were trained on, it finds little,
-        since labels are learned by heart.
+        A mistake is suspected where its predicted class is at least as probable as that class is, on average, over the
+        samples labelled with it; highest margin first. (The paper also suspects samples for a class that is not the
+        most probable one.) Look at them: the model may be the one that is wrong. Of predictions on images that were
+        trained on, it finds little, since labels are learned by heart.
         """
         probabilities = self._log_probabilities.exp()
         counts = torch.bincount(self.targets, minlength=len(self.classes))
@@ -454,15 +456,14 @@ class Predictions:
         Raises:
             UnknownNameError: another order.
         """
-        if order not in _ORDERS:
-            raise unknown_name("order of mistakes", order, _ORDERS)
-        wrong = (self.predicted != self.targets).nonzero()[:, 0]
+        rank = _ORDERS[order]
+        wrong = (~self.correct).nonzero()[:, 0]
         target, predicted, index = self.targets[wrong], self.predicted[wrong], self.indices[wrong]
         own = self._log_probabilities[wrong, target]
         confidence = self._log_probabilities[wrong, predicted].exp()
         loss, margin = -own, confidence - own.exp()
         rows = zip(*(c.tolist() for c in (target, predicted, confidence, loss, margin, index)), strict=True)
-        mistakes = sorted((self._mistake(*row) for row in rows), key=_ORDERS[order])
+        mistakes = sorted((self._mistake(*row) for row in rows), key=rank)
         return Mistakes(mistakes, self.classes, self.source, self.preprocess)
 
     def _mistake(
@@ -472,7 +473,7 @@ class Predictions:
         names = self.classes[target], self.classes[predicted]
         return Mistake(index, target, predicted, *names, confidence, loss, margin, origin)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write `logits`, `targets` and `indices` as a compressed .npz file, atomically. Raises `FileWriteError`."""
         content = io.BytesIO()
         np.savez_compressed(
@@ -483,7 +484,7 @@ class Predictions:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         classes: Sequence[str] | None = None,
         source: Split | None = None,

@@ -1,9 +1,9 @@
 """Whole experiments as data, and one call that runs them."""
 
+from vision_wrapper.recipes.identity import read_run
 from vision_wrapper.recipes.recipe import Expected, Recipe
 from vision_wrapper.recipes.repeat import Comparison, Repeats, compare, repeat
 from vision_wrapper.recipes.run import Result, evaluate_run, find_lr, run
-from vision_wrapper.recipes.run_folder import read_run
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.recipes.verify import ResumeProof, verify_resume
 

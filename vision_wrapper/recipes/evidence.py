@@ -6,7 +6,6 @@ summary of the records, `measured.json` beside this file, is where `Recipe.expec
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import read_json
-from vision_wrapper.recipes.recipe import TEXTS, Expected, Recipe
+from vision_wrapper.recipes.recipe import INFORMATIVE, Expected, Recipe
 
 MEASURED = Path(__file__).with_name("measured.json")
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide what a run reaches, as plain values."""
-    fields = {name: value for name, value in recipe.as_dict().items() if name not in {*TEXTS, "name", "seed"}}
-    return json.loads(json.dumps(fields))
+    return {name: value for name, value in recipe.as_dict().items() if name not in {*INFORMATIVE, "name", "seed"}}
 
 
 def same_settings(kept: Mapping[str, Any], recipe: Recipe) -> bool:
@@ -47,12 +45,12 @@ def with_expected(recipe: Recipe) -> Recipe:
 def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
     """The records of one recipe's runs, one a seed, as `Expected`."""
     accuracies = [record["accuracy"] for record in records]
-    averaged = [record["tta_accuracy"] for record in records]
+    tta_accuracies = [record["tta_accuracy"] for record in records]
     return Expected(
         accuracy=statistics.fmean(accuracies),
-        tta_accuracy=None if None in averaged else statistics.fmean(averaged),
+        tta_accuracy=None if None in tta_accuracies else statistics.fmean(tta_accuracies),
         spread=_deviation(accuracies),
-        tta_spread=None if None in averaged else _deviation(averaged),
+        tta_spread=None if None in tta_accuracies else _deviation(tta_accuracies),
         seeds=len(records),
         epochs=records[0]["epochs"],
         images_per_second=statistics.median(record["images_per_second"] for record in records),

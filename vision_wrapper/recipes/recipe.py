@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,19 +13,12 @@ import torch
 from torch import nn
 
 from vision_wrapper._lookup import check_names
-from vision_wrapper._seeding import checked_seed
-from vision_wrapper.data import augmentation
-from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
-from vision_wrapper.models import MODELS, build_model, parameter_groups, scale_head
-from vision_wrapper.models.fine_tuning import check_group_numbers
-from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule
-from vision_wrapper.trainer.optimizers import check_lookahead
-from vision_wrapper.trainer.precision import PRECISIONS
-from vision_wrapper.trainer.views import views_of
+from vision_wrapper.models import build_model, parameter_groups, scale_head
+from vision_wrapper.recipes.checks import DICTS, check_fields, parameters_of
+from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule, schedules
 
-_DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
-TEXTS = {"description", "published", "goal", "expected"}  # fields of a recipe that change no run
+INFORMATIVE = {"description", "published", "goal", "expected"}  # fields of a recipe that change no run
 
 
 @dataclass(frozen=True)
@@ -135,84 +128,12 @@ class Recipe:
     expected: Expected | None = None
 
     def __post_init__(self):
-        for name in _DICTS:  # its own: recipes that were made from the same one do not share them
+        for name in DICTS:  # its own: recipes that were made from the same one do not share them
             value = getattr(self, name)
             object.__setattr__(self, name, copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value)
-        self._check_texts()
-        self._check_numbers()
-        checked_seed(self.seed)
-        check_names("optimizer", [self.optimizer], OPTIMIZERS)
-        check_names("precision", [self.precision], PRECISIONS)
-        check_names("normalisation", [self.normalisation], ("data", "imagenet"))
-        for name in _DICTS:
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) and not (value is None and name in ("groups", "lookahead")):
-                raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {value!r}.')
-        augmentation(self.augment, **self.augment_args)
-        check_progressive_size(self.progressive_size)
-        views_of(self.tta)
-        _check_arguments("groups", parameter_groups, self.groups or {}, ("model", "lr", "head_scale"))
-        check_group_numbers(**(self.groups or {}))
-        if "weight_decay" in self.optimizer_args and "weight_decay" in (self.groups or {}):
-            raise SettingError("weight_decay is given twice, in optimizer_args and in groups.")
-        if self.head_scale != 1 and self.optimizer in ("adam", "adamw"):
-            raise SettingError("head_scale is for sgd and muon: the steps of Adam do not depend on a gradient's size.")
-        _check_arguments("lookahead", Lookahead, self.lookahead or {}, ("optimizer",))
-        check_lookahead(**(self.lookahead or {}))
-        _check_arguments("model_args", MODELS[self.model], self.model_args, ("num_classes", "in_channels"))
-        if self.pretrained is not None and "weights" not in _parameters(MODELS[self.model]):
-            having = " and ".join(name for name, make in MODELS.items() if "weights" in _parameters(make))
-            raise SettingError(f"{self.model} has no pretrained weights; {having} have torchvision's.")
-        _check_arguments("optimizer_args", OPTIMIZERS[self.optimizer], self.optimizer_args, ("params", "lr"))
-        if self.schedule is not None:
-            found = ("max_lr",) if self.find_lr else ()
-            _check_arguments("schedule_args", SCHEDULES[self.schedule], self.schedule_args, found, fixed=False)
-        if self.find_lr and (self.schedule is None or "max_lr" not in _parameters(SCHEDULES[self.schedule])):
-            raise SettingError(f"find_lr=True sets the schedule's max_lr, which {self.schedule!r} does not have.")
-
-        if not isinstance(self.name, str) or not self.name.strip() or set(self.name) & set("/\\"):
-            raise SettingError(f"name must be a text that can be a folder's name, got {self.name!r}.")
+        check_fields(self)
         if not (self.expected is None or isinstance(self.expected, Expected)):
             raise SettingError(f"expected is measured, not set; got {self.expected!r}.")
-
-    def _check_texts(self) -> None:
-        optional = ("schedule", "pretrained", "tta")
-        for name in ("description", "data", "model", "optimizer", "augment", "precision", "published", *optional):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in optional):
-                raise SettingError(f"{name} must be a text, got {value!r}.")
-        goal = self.goal
-        if goal is not None and not (
-            isinstance(goal, (tuple, list)) and len(goal) == 2 and all(g is None or _is_share(g) for g in goal)
-        ):
-            raise SettingError(f"goal must be two accuracies in [0, 1], or None for one that has none; got {goal!r}.")
-
-    def _check_numbers(self) -> None:
-        least_one, share = (lambda v: v >= 1), (lambda v: 0 <= v < 1)
-        rules = {
-            "epochs": (int, least_one, "a whole number of at least 1"),
-            "batch_size": (int, least_one, "a whole number of at least 1"),
-            "accumulate": (int, least_one, "a whole number of at least 1"),
-            "schedule_epochs": (int, lambda v: v >= self.epochs, "a whole number of at least `epochs`, or None"),
-            "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
-            "head_scale": (float, lambda v: 1e-3 <= v <= 1e3, "a number from 0.001 to 1000"),
-            "freeze_epochs": (int, lambda v: 0 <= v < self.epochs, "a whole number of epochs, less than `epochs`"),
-            "size": (int, least_one, "a whole number of pixels, or None"),
-            "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
-            "val_fraction": (float, share, "a number in [0, 1)"),
-            "label_smoothing": (float, share, "a number in [0, 1)"),
-            "find_lr": (bool, lambda v: True, "true or false"),
-            "whiten": (bool, lambda v: True, "true or false"),
-            "drop_last": (bool, lambda v: True, "true or false"),
-            "deterministic": (bool, lambda v: True, "true or false"),
-        }
-        for name, (kind, holds, expected) in rules.items():
-            value = getattr(self, name)
-            if value is None and name in ("schedule_epochs", "ema", "size"):
-                continue
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or (isinstance(value, bool) and kind is not bool) or not holds(value):
-                raise SettingError(f"{name} must be {expected}, got {value!r}.")
 
     def changed(self, **settings: Any) -> Recipe:
         """A copy with other settings. Where `epochs` changes, what counts in epochs keeps its fraction of the run.
@@ -224,30 +145,9 @@ class Recipe:
             settings = {"expected": None, **settings}  # it was measured with other settings
         epochs = settings.get("epochs", self.epochs)
         if isinstance(epochs, int) and epochs > 0 and epochs != self.epochs:
-            settings = {**self._scaled(epochs), **settings}
+            scaled = {name: scale(self, epochs) for name, scale in COUNTED_IN_EPOCHS.items()}
+            settings = {**scaled, **settings}
         return replace(self, **settings)
-
-    def _scaled(self, epochs: int) -> dict[str, Any]:
-        """What counts in epochs, for another number of them."""
-        share, arguments = epochs / self.epochs, dict(self.schedule_args)
-        if self.schedule is not None:  # the defaults count in epochs too
-            parameters = _parameters(SCHEDULES[self.schedule])
-            counted = [name for name in ("warm_up_epochs", "patience") if name in parameters]
-            arguments = {**{name: parameters[name].default for name in counted}, **arguments}
-        for name in ("peak_epoch", "warm_up_epochs"):
-            if arguments.get(name) is not None:
-                arguments[name] = arguments[name] * share
-        if "milestones" in arguments:
-            arguments["milestones"] = sorted({max(1, round(m * share)) for m in arguments["milestones"]})
-        if arguments.get("patience"):
-            arguments["patience"] = max(1, round(arguments["patience"] * share))
-        planned = self.schedule_epochs
-        return {
-            "schedule_args": arguments,
-            "schedule_epochs": None if planned is None else max(epochs, round(planned * share)),
-            "progressive_size": tuple((first * share, part) for first, part in self.progressive_size),
-            "freeze_epochs": min(epochs - 1, math.ceil(self.freeze_epochs * share)),
-        }
 
     @property
     def watches(self) -> str:
@@ -255,8 +155,16 @@ class Recipe:
         return "held-out training images" if self.val_fraction else "the test set"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for `recipe.json`."""
-        return asdict(self)
+        """Plain values, as `recipe.json` holds them: lists, not tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe that `as_dict` gave, without `expected`: that is measured, not read.
+
+        Raises what making a Recipe raises.
+        """
+        return cls(**{**fields, "expected": None})
 
     def build_model(self, num_classes: int) -> nn.Module:
         """The recipe's network, with fresh weights but for the pretrained ones.
@@ -273,11 +181,11 @@ class Recipe:
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The recipe's optimizer; fused, one pass over the parameters a step, where it can and no argument chooses."""
         make, arguments = OPTIMIZERS[self.optimizer], dict(self.optimizer_args)
-        if "fused" in _parameters(make) and not {"foreach", "fused"} & set(arguments):
+        if "fused" in parameters_of(make) and not {"foreach", "fused"} & set(arguments):
             arguments["fused"] = True
         parameters: Any = model.parameters()
         if self.groups is not None or self.head_scale != 1:
-            decay = arguments.get("weight_decay", _parameters(make)["weight_decay"].default)
+            decay = arguments.get("weight_decay", parameters_of(make)["weight_decay"].default)
             groups = {"weight_decay": decay, **(self.groups or {})}
             parameters = parameter_groups(model, self.lr, head_scale=self.head_scale, **groups)
         try:
@@ -293,7 +201,7 @@ class Recipe:
         arguments = dict(self.schedule_args)
         make = SCHEDULES[self.schedule]
         if self.find_lr and max_lr is not None:
-            if "min_lr" in _parameters(make):
+            if "min_lr" in parameters_of(make):
                 arguments.setdefault("min_lr", max_lr / 10)
             arguments["max_lr"] = max_lr
         try:
@@ -306,25 +214,34 @@ class Recipe:
         return replace(schedule, build=lambda optimizer, epochs, steps: schedule.build(optimizer, planned, steps))
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+def _scaled_schedule_args(recipe: Recipe, epochs: int) -> dict[str, Any]:
+    arguments = dict(recipe.schedule_args)
+    parameters = {} if recipe.schedule is None else parameters_of(SCHEDULES[recipe.schedule])
+    for name, scaled in schedules.COUNTED_IN_EPOCHS.items():
+        default = parameters[name].default if name in parameters else None  # it counts in epochs too
+        value = arguments.get(name, default)
+        if value is not None:
+            arguments[name] = scaled(value, epochs / recipe.epochs)
+    return arguments
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
+def _scaled_schedule_epochs(recipe: Recipe, epochs: int) -> int | None:
+    planned = recipe.schedule_epochs
+    return None if planned is None else max(epochs, round(planned * (epochs / recipe.epochs)))
 
 
-def _check_arguments(
-    name: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: tuple[str, ...], fixed: bool = True
-) -> None:
-    """Raise for arguments that `function` does not take or lacks; the `given` ones come from elsewhere.
+def _scaled_progressive_size(recipe: Recipe, epochs: int) -> tuple[tuple[float, float], ...]:
+    return tuple((first * (epochs / recipe.epochs), part) for first, part in recipe.progressive_size)
 
-    `fixed`: they cannot be in `arguments` too.
-    """
-    parameters = _parameters(function)
-    check_names(f"entry of {name}", arguments, [p for p in parameters if not fixed or p not in given])
-    missing = [
-        p for p, value in parameters.items() if value.default is value.empty and p not in arguments and p not in given
-    ]
-    if missing:
-        raise SettingError(f"{name} lacks {', '.join(missing)}: got {dict(arguments)}.")
+
+def _scaled_freeze_epochs(recipe: Recipe, epochs: int) -> int:
+    return min(epochs - 1, math.ceil(recipe.freeze_epochs * (epochs / recipe.epochs)))
+
+
+# The fields that count in epochs, and what each becomes in a run of another number of them.
+COUNTED_IN_EPOCHS: dict[str, Callable[[Recipe, int], Any]] = {
+    "schedule_args": _scaled_schedule_args,
+    "schedule_epochs": _scaled_schedule_epochs,
+    "progressive_size": _scaled_progressive_size,
+    "freeze_epochs": _scaled_freeze_epochs,
+}

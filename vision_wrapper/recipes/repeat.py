@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
+from vision_wrapper.recipes.identity import read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
 from vision_wrapper.recipes.run import run, source_of
-from vision_wrapper.recipes.run_folder import read_run
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback
 
@@ -135,8 +134,8 @@ class Comparison:
 def repeat(
     recipe: str | Recipe,
     seeds: int | Sequence[int] = 5,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
@@ -177,8 +176,8 @@ def compare(
     a: str | Recipe,
     b: str | Recipe,
     seeds: int | Sequence[int] = 5,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
@@ -219,12 +218,12 @@ def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
 def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
     """The figures of finished run folders, one a seed."""
     results = [read_results(folder) for folder in folders]
-    averaged = [result["tta_accuracy"] for result in results]
+    tta_accuracies = [result["tta_accuracy"] for result in results]
     return Repeats(
         plan,
         tuple(seeds),
         tuple(result["accuracy"] for result in results),
-        None if None in averaged else tuple(averaged),
+        None if None in tta_accuracies else tuple(tta_accuracies),
         tuple(result["images_per_second"] for result in results),
         read_run(folders[0])[1]["data"],
         results[0]["test_images"],

@@ -18,7 +18,7 @@ from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loader, Loaders
 from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Mistakes, Predictions
-from vision_wrapper.recipes.recipe import Recipe
+from vision_wrapper.recipes.recipe import COUNTED_IN_EPOCHS, Recipe
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback, History, LRCurve, Run, Trainer
 from vision_wrapper.viz._figure import nothing
@@ -27,7 +27,7 @@ SHOWN_MISTAKES = 20
 
 
 def results_of(
-    plan: Recipe, loaders: Loaders, history: History, predictions: Predictions, averaged: float | None
+    plan: Recipe, loaders: Loaders, history: History, predictions: Predictions, tta_accuracy: float | None
 ) -> dict[str, Any]:
     """The figures of a run, of its last epoch."""
     seconds = sum(row["seconds"] for row in history.rows)
@@ -35,7 +35,7 @@ def results_of(
     return {
         "accuracy": predictions.accuracy(),
         "tta": plan.tta,
-        "tta_accuracy": averaged,
+        "tta_accuracy": tta_accuracy,
         "train_loss": history[-1]["train_loss"],
         "seconds": seconds,
         "images_per_second": trained / seconds,
@@ -61,9 +61,7 @@ def _changes(plan: Recipe) -> dict[str, Any] | None:
         return None
     base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
     told = {"seed", "expected", "data"}
-    # Given with other epochs, these would be scaled.
-    scaled = {"schedule_args", "schedule_epochs", "progressive_size", "freeze_epochs"}
-    always = scaled if base["epochs"] != fields["epochs"] else set()
+    always = COUNTED_IN_EPOCHS if base["epochs"] != fields["epochs"] else {}  # left out, these would be scaled
     return {
         name: value
         for name, value in fields.items()
@@ -114,7 +112,7 @@ class BestClassifier(Callback):
         self.best = state["best"]
 
 
-def write_predictions(
+def write_outputs(
     folder: Path,
     images: ImageData,
     model: nn.Module,
@@ -125,12 +123,24 @@ def write_predictions(
 ) -> None:
     """Write predictions and mistakes, the network's summary, and the plots."""
     predictions.save(folder / "predictions.npz")
-    mistakes = predictions.mistakes(order="confidence")
-    mistakes.to_csv(folder / "mistakes.csv")
+    predictions.mistakes(order="confidence").to_csv(folder / "mistakes.csv")
     assert predictions.preprocess is not None
     write_text(folder / "model.txt", str(models.summary(model, (images.channels, *predictions.preprocess.size))))
-    shown = mistakes[:SHOWN_MISTAKES]
-    plots = {
+    for name, figure in _figures(images, model, history, val_name, predictions, curve).items():
+        write_bytes(folder / "plots" / f"{name}.png", figure.to_png())
+
+
+def _figures(
+    images: ImageData,
+    model: nn.Module,
+    history: History,
+    val_name: str,
+    predictions: Predictions,
+    curve: LRCurve | None,
+) -> dict[str, viz.Figure]:
+    """The plots by the names of their files, which the reports show."""
+    shown = predictions.mistakes(order="confidence")[:SHOWN_MISTAKES]
+    figures = {
         "history": viz.plot_history(history, val_name=val_name),
         "learning_rate": viz.plot_learning_rate(history),
         "samples": viz.plot_samples(images.train, classes=images.classes),
@@ -142,10 +152,7 @@ def write_predictions(
         "gradcam_predicted": _gradcam(model, shown, "predicted"),
         "gradcam_true": _gradcam(model, shown, "true"),
     }
-    if curve is not None:
-        plots["lr_curve"] = viz.plot_lr_curve(curve)
-    for name, figure in plots.items():
-        write_bytes(folder / "plots" / f"{name}.png", figure.to_png())
+    return figures if curve is None else {**figures, "lr_curve": viz.plot_lr_curve(curve)}
 
 
 def _gradcam(model: nn.Module, mistakes: Mistakes, target: Literal["predicted", "true"]) -> viz.Figure:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from vision_wrapper import data as image_data
 from vision_wrapper import models, report
-from vision_wrapper._distributed import join
+from vision_wrapper._distributed import Processes, join
 from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_json
 from vision_wrapper._seeding import checked_seed, seed_generators
 from vision_wrapper._state import preserve_random_states
@@ -25,6 +24,8 @@ from vision_wrapper.data import ImageData, Loaders
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherRunError, SettingError
 from vision_wrapper.evaluation import Predictions
+from vision_wrapper.recipes.folders import is_finished, new_folder, open_folder, remove_folder, unfinished_run
+from vision_wrapper.recipes.identity import content_of, differences_between, identity_of, read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import (
     BestClassifier,
@@ -33,18 +34,7 @@ from vision_wrapper.recipes.results import (
     read_results,
     results_of,
     store_temperature,
-    write_predictions,
-)
-from vision_wrapper.recipes.run_folder import (
-    content_of,
-    differences_between,
-    identity_of,
-    is_finished,
-    new_folder,
-    open_folder,
-    read_run,
-    remove_folder,
-    unfinished_run,
+    write_outputs,
 )
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
@@ -75,8 +65,8 @@ class Result:
 
 def run(
     recipe: str | Recipe,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     out: PathLike | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
@@ -116,30 +106,12 @@ def run(
     images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = identity_of(plan, source, images, root, skip_unreadable)
-    identities = processes.gathered(identity)
-    for rank, other in enumerate(identities):
-        differences = differences_between(identities[0], other)
-        if differences:
-            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
-
-    def opened() -> tuple[Path, bool, bool]:
-        unfinished = None if isinstance(source, ImageData) else unfinished_run(identity)  # arrays have no identity
-        folder = Path(out) if out is not None else unfinished or new_folder(plan.name)
-        return folder, open_folder(folder, identity), is_finished(folder)
-
-    folder, made, finished = processes.on_main(opened)
+    _check_same_run(processes.gathered(identity))
+    folder, made, finished = processes.on_main(lambda: _opened(out, identity))
     if finished:
         return _finished_run(plan, folder, loaders)
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(preserve_random_states())
-
-            def taken() -> bool:
-                stack.enter_context(exclusive(folder / ".lock"))
-                remove_leftovers(folder)
-                return (folder / "last.ckpt").exists()
-
-            begun = processes.on_main(taken)
+        with preserve_random_states(), _locked(folder, processes) as begun:
             own_seed = (checked_seed(plan.seed) + _NEXT_PROCESS * processes.rank) % 2**32  # for masks of dropout
             seed_generators(own_seed)
             trainer = _trainer(plan, images, loaders, callbacks, device, begun)
@@ -148,6 +120,34 @@ def run(
         if made and processes.is_main and not (folder / "last.ckpt").exists():
             remove_folder(folder)  # nothing was trained: nothing half-made stays
         raise
+
+
+def _check_same_run(identities: Sequence[dict[str, Any]]) -> None:
+    """Raise `SettingError` where processes, of which these are the identities, are to train different runs."""
+    for rank, other in enumerate(identities):
+        differences = differences_between(identities[0], other)
+        if differences:
+            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(differences)}).")
+
+
+def _opened(out: PathLike | None, identity: dict[str, Any]) -> tuple[Path, bool, bool]:
+    """The run folder; whether it was made, and whether its run has ended."""
+    unfinished = None if identity["passed"] else unfinished_run(identity)  # arrays have no identity
+    folder = Path(out) if out is not None else unfinished or new_folder(identity["recipe"]["name"])
+    return folder, open_folder(folder, identity), is_finished(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
+    """Keep other runs out of the folder, in the main process, and say whether a run has begun in it."""
+    with contextlib.ExitStack() as stack:
+
+        def locked() -> bool:
+            stack.enter_context(exclusive(folder / ".lock"))
+            remove_leftovers(folder)
+            return (folder / "last.ckpt").exists()
+
+        yield processes.on_main(locked)
 
 
 def _trainer(
@@ -219,7 +219,7 @@ def _train(
     if trainer.interrupted:
         return Result(plan, history, None, folder)
     predictions = trainer.predict(loaders.test)
-    averaged = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
+    tta_accuracy = None if plan.tta is None else trainer.predict(loaders.test, tta=plan.tta).accuracy()
 
     def write() -> None:
         if loaders.val is None:
@@ -227,15 +227,15 @@ def _train(
         else:
             store_temperature(folder / "best.safetensors", loaders.val, trainer)
         val_name = "test" if loaders.val is None else "validation"
-        write_predictions(folder, images, trainer.model, history, val_name, predictions, curve)
+        write_outputs(folder, images, trainer.model, history, val_name, predictions, curve)
         write_json(folder / "environment.json", environment(trainer))
         report.write_gallery(folder, trainer.model, predictions, loaders.train.split)
-        write_json(folder / "results.json", results_of(plan, loaders, history, predictions, averaged))
+        write_json(folder / "results.json", results_of(plan, loaders, history, predictions, tta_accuracy))
         report.write(folder)
         (folder / ".lock").unlink(missing_ok=True)
 
     on_main(write)
-    return Result(plan, history, predictions, folder, averaged)
+    return Result(plan, history, predictions, folder, tta_accuracy)
 
 
 def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) -> LRCurve | None:
@@ -259,8 +259,8 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
 
 def find_lr(
     recipe: str | Recipe,
-    data: str | os.PathLike[str] | ImageData | None = None,
-    root: str | os.PathLike[str] = "data",
+    data: PathLike | ImageData | None = None,
+    root: PathLike = "data",
     *,
     skip_unreadable: bool = False,
     **settings: Any,
@@ -311,8 +311,8 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
         source=loaders.test.split,
         preprocess=loaders.preprocess,
     )
-    averaged = read_results(folder)["tta_accuracy"]
-    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, averaged)
+    tta_accuracy = read_results(folder)["tta_accuracy"]
+    return Result(plan, History.from_json(folder / "history.json"), predictions, folder, tta_accuracy)
 
 
 def evaluate_run(folder: PathLike) -> Predictions:
@@ -323,8 +323,7 @@ def evaluate_run(folder: PathLike) -> Predictions:
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
     images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
-    content = content_of(images)
-    if identity.get("content", content) != content:
+    if identity["content"] != content_of(images):
         raise OtherRunError(
             f"{identity['data']} now holds other images than those of the run in {folder}. Test its best.safetensors "
             "on the images it had: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."

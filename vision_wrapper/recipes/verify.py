@@ -96,7 +96,7 @@ def _start(plan: Recipe, data: str | None, root: str, out: Path, seconds: float 
     """A process of its own that trains; `seconds` between two checkpoints, 0 is one after each batch."""
     call = out.with_name(f"{out.name}.json")
     arguments = {"data": data, "root": root, "out": str(out), "checkpoint_seconds": seconds}
-    write_json(call, {"recipe": {**plan.as_dict(), "expected": None}, "arguments": arguments})
+    write_json(call, {"recipe": plan.as_dict(), "arguments": arguments})
     code = "import sys; from vision_wrapper.recipes import verify; verify._train(sys.argv[1])"
     return subprocess.Popen([sys.executable, "-c", code, str(call)], stderr=subprocess.PIPE, text=True)
 
@@ -105,7 +105,7 @@ def _train(call: str) -> None:
     """What the process does."""
     content = read_json(call)
     try:
-        run(Recipe(**content["recipe"]), callbacks=[], **content["arguments"])
+        run(Recipe.from_dict(content["recipe"]), callbacks=[], **content["arguments"])
     except VisionWrapperError as error:
         sys.exit(str(error))
 

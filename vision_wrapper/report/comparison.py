@@ -8,8 +8,9 @@ from typing import Any
 from vision_wrapper._files import PathLike, write_text
 from vision_wrapper.errors import SettingError
 from vision_wrapper.evaluation import ClassResult, Predictions
-from vision_wrapper.report.page import accuracy_of, columns, escape, name_of, page, part, picture, table, watched
-from vision_wrapper.report.sources import RunFolder, open_run
+from vision_wrapper.report.content import FIGURES, accuracy_of, watched
+from vision_wrapper.report.html import bdi, columns, escape, page, part, pictures, table
+from vision_wrapper.report.run_folder import RunFolder, open_run
 
 
 def compare(a: PathLike, b: PathLike, out: PathLike | None = None) -> Path:
@@ -34,9 +35,9 @@ def compare(a: PathLike, b: PathLike, out: PathLike | None = None) -> Path:
         "On the same images": part(lambda: _paired(first, second)),
         "Accuracy of each class": part(lambda: _classes(first.predictions, second.predictions)),
         "What differs in the recipes": part(lambda: _recipes(first, second)),
-        "Curves": _side_by_side(first, second, ("history", "learning_rate")),
-        "Confusion matrices": _side_by_side(first, second, ("confusion_matrix",)),
-        "Calibration": _side_by_side(first, second, ("reliability",)),
+        "Curves": _side_by_side(first, second, "Curves"),
+        "Confusion matrices": _side_by_side(first, second, "Confusion matrix"),
+        "Calibration": _side_by_side(first, second, "Calibration"),
     }
     path = first.path / "comparison.html" if out is None else Path(out)
     write_text(path, page(f"A: {_label(first)}, B: {_label(second)}", sections))
@@ -73,14 +74,14 @@ def _paired(a: RunFolder, b: RunFolder) -> str:
     first, second = a.predictions, b.predictions
     if not _same_images(a, b):
         return "<p>The two runs were tested on different images, so they cannot be paired.</p>"
-    right = [p.predicted == p.targets for p in (first, second)]
-    only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    right_a, right_b = first.correct, second.correct
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return table(
         [
-            ("Both right", int((right[0] & right[1]).sum())),
+            ("Both right", int((right_a & right_b).sum())),
             ("Only A right", only_a),
             ("Only B right", only_b),
-            ("Both wrong", int((~right[0] & ~right[1]).sum())),
+            ("Both wrong", int((~right_a & ~right_b).sum())),
             ("Difference in accuracy, A less B", f"{100 * (only_a - only_b) / max(len(first), 1):+.2f} points"),
             ("So far or farther by chance of the images (McNemar)", f"p = {mcnemar(only_a, only_b):.3g}"),
         ]
@@ -88,14 +89,10 @@ def _paired(a: RunFolder, b: RunFolder) -> str:
 
 
 def _same_images(a: RunFolder, b: RunFolder) -> bool:
-    """Whether both were tested on the same images; runs without a fingerprint of theirs are told by the data's name."""
+    """Whether both were tested on the same images, in the same order."""
     first, second = a.predictions, b.predictions
-    if not (first.indices.equal(second.indices) and first.targets.equal(second.targets)):
-        return False
-    contents = [run.identity.get("content", {}).get("test") for run in (a, b)]
-    if None in contents:
-        return a.identity.get("data") == b.identity.get("data")
-    return contents[0] == contents[1]
+    in_order = first.indices.equal(second.indices) and first.targets.equal(second.targets)
+    return in_order and a.identity["content"]["test"] == b.identity["content"]["test"]
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -111,7 +108,7 @@ def _classes(a: Predictions, b: Predictions) -> str:
     if a.classes != b.classes:
         return "<p>The two runs have different classes.</p>"
     rows = [
-        (name_of(x.name), accuracy_of(x), accuracy_of(y), _difference(x, y))
+        (bdi(x.name), accuracy_of(x), accuracy_of(y), _difference(x, y))
         for x, y in zip(a.per_class(), b.per_class(), strict=True)
     ]
     return columns(("class", "A", "B", "difference, points"), rows)
@@ -129,8 +126,8 @@ def _recipes(a: RunFolder, b: RunFolder) -> str:
     return columns(("field", "A", "B"), rows)
 
 
-def _side_by_side(a: RunFolder, b: RunFolder, names: tuple[str, ...]) -> str:
+def _side_by_side(a: RunFolder, b: RunFolder, section: str) -> str:
     return "".join(
-        f"<h3>{letter}: {escape(_label(run))}</h3>" + "".join(picture(run.path, name) for name in names)
+        f"<h3>{letter}: {escape(_label(run))}</h3>" + pictures(run.path, FIGURES[section])
         for letter, run in (("A", a), ("B", b))
     )

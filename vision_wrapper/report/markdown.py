@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vision_wrapper._files import PathLike, write_text
-from vision_wrapper.report.checklist import checklist
-from vision_wrapper.report.page import expected, watched
-from vision_wrapper.report.sources import RunFolder, open_run
-
-_PICTURES = (
-    ("Training images", ("samples", "class_distribution")),
-    ("Learning rate finder", ("lr_curve",)),
-    ("Curves", ("history", "learning_rate")),
-    ("Confusion matrix", ("confusion_matrix",)),
-    ("Accuracy of each class", ("per_class",)),
-    ("Misclassified images", ("misclassified",)),
-    ("Grad-CAM of the same images, for the predicted class", ("gradcam_predicted",)),
-    ("Grad-CAM of the same images, for the true class", ("gradcam_true",)),
-    ("Calibration", ("reliability",)),
-)
+from vision_wrapper._files import PathLike, printable, write_text
+from vision_wrapper.report.content import epoch_rows, figures, promises, summary_rows
+from vision_wrapper.report.run_folder import RunFolder, open_run
 
 
 def write_markdown(run_dir: PathLike) -> Path:
@@ -32,13 +18,11 @@ def write_markdown(run_dir: PathLike) -> Path:
     """
     run = open_run(run_dir)
     parts = [f"# {plain(run.name)}", plain(str(run.recipe.get("description", "")))]
-    parts += ["## Result", _part(lambda: _result(run)), "## Checklist", _part(lambda: _checklist(run))]
-    for title, names in _PICTURES:
-        there = [name for name in names if (run.path / "plots" / f"{name}.png").exists()]
-        if there or names != ("lr_curve",):
-            missing = [f"*Not available: plots/{name}.png*" for name in names if name not in there]
-            parts += [f"## {title}", *(f"![{name.replace('_', ' ')}](plots/{name}.png)" for name in there), *missing]
-    parts += ["## Epochs", _part(lambda: _epochs(run))]
+    parts += ["## Result", _part(lambda: _table(("", ""), summary_rows(run)))]
+    parts += ["## Checklist", _part(lambda: _checklist(run))]
+    for section, names in figures(run).items():
+        parts += [f"## {section}", *(_picture(run.path, name) for name in names)]
+    parts += ["## Epochs", _part(lambda: _table(*epoch_rows(run)))]
     parts += ["## Model", _part(lambda: fenced((run.path / "model.txt").read_text(encoding="utf-8")))]
     parts += ["## How to repeat it", _part(lambda: fenced(run.command()))]
     path = run.path / "README.md"
@@ -46,35 +30,16 @@ def write_markdown(run_dir: PathLike) -> Path:
     return path
 
 
-def _result(run: RunFolder) -> str:
-    predictions, rows = run.predictions, run.rows
-    low, high = predictions.accuracy_interval()
-    averaged = run.results.get("tta_accuracy")
-    trained = rows[-1]["train_accuracy"]
-    lines = [
-        ("test accuracy, last epoch", f"{predictions.accuracy():.2%} (95% interval {low:.2%} to {high:.2%})"),
-        *([(f"averaged over views ({run.results['tta']})", f"{averaged:.2%}")] if averaged is not None else []),
-        ("training accuracy, last epoch", "not counted" if trained is None else f"{trained:.2%}"),
-        ("epochs", str(len(rows))),
-        ("watched after each epoch", watched(run)),
-        ("data", os.path.basename(str(run.identity["data"]))),
-        ("seed", str(run.recipe["seed"])),
-        ("published", run.recipe.get("published") or "no published figure"),
-        ("measured before with this library", expected(run.recipe.get("expected"))),
-    ]
-    return _table(("", ""), lines)
-
-
 def _checklist(run: RunFolder) -> str:
     marks = {"kept": "x", "broken": " ", "unknown": " "}
-    lines = checklist(run.recipe, run.rows, run.predictions, run.curve, str(run.identity.get("data")))
-    return "\n".join(f"- [{marks[line.state]}] {plain(line.promise)}: {plain(line.measured)}" for line in lines)
+    return "\n".join(f"- [{marks[line.state]}] {plain(line.promise)}: {plain(line.measured)}" for line in promises(run))
 
 
-def _epochs(run: RunFolder) -> str:
-    names = list(run.rows[0])
-    rows = [tuple("" if row[name] is None else f"{row[name]:.4g}" for name in names) for row in run.rows]
-    return _table(tuple(name.replace("_", " ") for name in names), rows)
+def _picture(folder: Path, name: str) -> str:
+    file = f"plots/{name}.png"
+    if not (folder / file).exists():
+        return f"*Not available: {file}*"
+    return f"![{name.replace('_', ' ')}]({file})"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -91,8 +56,7 @@ def _part(make: Callable[[], str]) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and the HTML in it leave as it is, on one line."""
-    printable = text.encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(printable.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def fenced(text: str) -> str:

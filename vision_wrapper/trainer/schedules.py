@@ -377,6 +377,14 @@ SCHEDULES: Table[Callable[..., Schedule]] = Table(
     },
 )
 
+# The schedules' arguments that count epochs, and what each becomes in a run that is `share` times as long.
+COUNTED_IN_EPOCHS: dict[str, Callable[[Any, float], Any]] = {
+    "milestones": lambda milestones, share: sorted({max(1, round(epoch * share)) for epoch in milestones}),
+    "patience": lambda epochs, share: max(min(epochs, 1), round(epochs * share)),  # none stays none
+    "peak_epoch": lambda epoch, share: epoch * share,
+    "warm_up_epochs": lambda epochs, share: epochs * share,
+}
+
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

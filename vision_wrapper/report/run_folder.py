@@ -1,10 +1,9 @@
-"""What lies in a run folder, as the reports read it."""
+"""A run folder, read: what every report and every command that takes one begins with."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +63,7 @@ class RunFolder:
         """What repeats the run: a command, or Python where the recipe is somebody's own, or what it takes."""
         changes = self.results.get("changes")
         data, root = str(self.identity.get("data")), str(self.identity.get("root"))
-        if self.identity.get("passed", data not in DATASETS and not os.path.isabs(data)):
+        if self.identity["passed"]:
             return (
                 f"The data were passed in Python, called {data!r}: pass them again,\n"
                 f"recipes.run({self.name!r}, data=…, seed={self.recipe.get('seed')}), with the fields of recipe.json."
@@ -73,7 +72,7 @@ class RunFolder:
             return (
                 "import json\nfrom vision_wrapper import recipes\n\n"
                 f"fields = json.load(open({str(self.path / 'recipe.json')!r}))['recipe']\n"
-                f"recipes.run(recipes.Recipe(**{{**fields, 'expected': None}}), data={data!r}, root={root!r}"
+                f"recipes.run(recipes.Recipe.from_dict(fields), data={data!r}, root={root!r}"
                 f"{', skip_unreadable=True' if self.identity.get('skip_unreadable') else ''})"
             )
         words = ["vision-wrapper", "train", self.name, "--data", data, "--seed", str(self.recipe.get("seed"))]

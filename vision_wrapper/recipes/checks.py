@@ -1,0 +1,157 @@
+"""What a recipe refuses, before any data are read."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vision_wrapper._lookup import check_names
+from vision_wrapper._seeding import checked_seed
+from vision_wrapper.data import augmentation
+from vision_wrapper.data.loaders import check_progressive_size
+from vision_wrapper.errors import SettingError
+from vision_wrapper.models import MODELS, parameter_groups
+from vision_wrapper.models.fine_tuning import check_group_numbers
+from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead
+from vision_wrapper.trainer.optimizers import check_lookahead
+from vision_wrapper.trainer.precision import PRECISIONS
+from vision_wrapper.trainer.views import views_of
+
+if TYPE_CHECKING:
+    from vision_wrapper.recipes.recipe import Recipe
+
+DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
+
+
+def check_fields(recipe: Recipe) -> None:
+    """Raise `SettingError` or `UnknownNameError` for a field that cannot be. Later checks rely on the earlier ones."""
+    _check_texts(recipe)
+    _check_goal(recipe.goal)
+    _check_numbers(recipe)
+    checked_seed(recipe.seed)
+    _check_dicts(recipe)
+    check_names("precision", [recipe.precision], PRECISIONS)
+    _check_images(recipe)
+    _check_optimizer(recipe)
+    _check_groups(recipe)
+    _check_model(recipe)
+    _check_schedule(recipe)
+
+
+def _check_texts(recipe: Recipe) -> None:
+    optional = ("schedule", "pretrained", "tta")
+    for name in ("description", "data", "model", "optimizer", "augment", "precision", "published", *optional):
+        value = getattr(recipe, name)
+        if not isinstance(value, str) and not (value is None and name in optional):
+            raise SettingError(f"{name} must be a text, got {value!r}.")
+    if not isinstance(recipe.name, str) or not recipe.name.strip() or set(recipe.name) & set("/\\"):
+        raise SettingError(f"name must be a text that can be a folder's name, got {recipe.name!r}.")
+
+
+def _check_goal(goal: Any) -> None:
+    if goal is not None and not (
+        isinstance(goal, (tuple, list)) and len(goal) == 2 and all(g is None or _is_share(g) for g in goal)
+    ):
+        raise SettingError(f"goal must be two accuracies in [0, 1], or None for one that has none; got {goal!r}.")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    least_one, share = (lambda v: v >= 1), (lambda v: 0 <= v < 1)
+    rules = {
+        "epochs": (int, least_one, "a whole number of at least 1"),
+        "batch_size": (int, least_one, "a whole number of at least 1"),
+        "accumulate": (int, least_one, "a whole number of at least 1"),
+        "schedule_epochs": (int, lambda v: v >= recipe.epochs, "a whole number of at least `epochs`, or None"),
+        "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
+        "head_scale": (float, lambda v: 1e-3 <= v <= 1e3, "a number from 0.001 to 1000"),
+        "freeze_epochs": (int, lambda v: 0 <= v < recipe.epochs, "a whole number of epochs, less than `epochs`"),
+        "size": (int, least_one, "a whole number of pixels, or None"),
+        "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
+        "val_fraction": (float, share, "a number in [0, 1)"),
+        "label_smoothing": (float, share, "a number in [0, 1)"),
+        "find_lr": (bool, lambda v: True, "true or false"),
+        "whiten": (bool, lambda v: True, "true or false"),
+        "drop_last": (bool, lambda v: True, "true or false"),
+        "deterministic": (bool, lambda v: True, "true or false"),
+    }
+    for name, (kind, holds, expected) in rules.items():
+        value = getattr(recipe, name)
+        if value is None and name in ("schedule_epochs", "ema", "size"):
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool) or not holds(value):
+            raise SettingError(f"{name} must be {expected}, got {value!r}.")
+
+
+def _check_dicts(recipe: Recipe) -> None:
+    for name in DICTS:
+        value = getattr(recipe, name)
+        if not isinstance(value, Mapping) and not (value is None and name in ("groups", "lookahead")):
+            raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {value!r}.')
+
+
+def _check_images(recipe: Recipe) -> None:
+    check_names("normalisation", [recipe.normalisation], ("data", "imagenet"))
+    augmentation(recipe.augment, **recipe.augment_args)
+    check_progressive_size(recipe.progressive_size)
+    views_of(recipe.tta)
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    _check_arguments("optimizer_args", OPTIMIZERS[recipe.optimizer], recipe.optimizer_args, ("params", "lr"))
+    _check_arguments("lookahead", Lookahead, recipe.lookahead or {}, ("optimizer",))
+    check_lookahead(**(recipe.lookahead or {}))
+    if recipe.head_scale != 1 and recipe.optimizer in ("adam", "adamw"):
+        raise SettingError("head_scale is for sgd and muon: the steps of Adam do not depend on a gradient's size.")
+
+
+def _check_groups(recipe: Recipe) -> None:
+    groups = recipe.groups or {}
+    _check_arguments("groups", parameter_groups, groups, ("model", "lr", "head_scale"))
+    check_group_numbers(**groups)
+    if "weight_decay" in recipe.optimizer_args and "weight_decay" in groups:
+        raise SettingError("weight_decay is given twice, in optimizer_args and in groups.")
+
+
+def _check_model(recipe: Recipe) -> None:
+    make = MODELS[recipe.model]
+    _check_arguments("model_args", make, recipe.model_args, ("num_classes", "in_channels"))
+    if recipe.pretrained is not None and "weights" not in parameters_of(make):
+        having = " and ".join(name for name, other in MODELS.items() if "weights" in parameters_of(other))
+        raise SettingError(f"{recipe.model} has no pretrained weights; {having} have torchvision's.")
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    make = None if recipe.schedule is None else SCHEDULES[recipe.schedule]
+    if make is not None:
+        found = ("max_lr",) if recipe.find_lr else ()
+        _check_arguments("schedule_args", make, recipe.schedule_args, found, fixed=False)
+    if recipe.find_lr and (make is None or "max_lr" not in parameters_of(make)):
+        raise SettingError(f"find_lr=True sets the schedule's max_lr, which {recipe.schedule!r} does not have.")
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """A function's parameters by name."""
+    return inspect.signature(function).parameters
+
+
+def _check_arguments(
+    name: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: tuple[str, ...], fixed: bool = True
+) -> None:
+    """Raise for arguments that `function` does not take or lacks; the `given` ones come from elsewhere.
+
+    `fixed`: they cannot be in `arguments` too.
+    """
+    parameters = parameters_of(function)
+    check_names(f"entry of {name}", arguments, [p for p in parameters if not fixed or p not in given])
+    missing = [
+        p for p, value in parameters.items() if value.default is value.empty and p not in arguments and p not in given
+    ]
+    if missing:
+        raise SettingError(f"{name} lacks {', '.join(missing)}: got {dict(arguments)}.")
