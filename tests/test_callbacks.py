@@ -7,7 +7,16 @@ import torch
 from fits import StopAt, equal, make, weights
 
 from vision_wrapper.errors import SettingError, UnknownNameError
-from vision_wrapper.trainer import Callback, CSVLog, EarlyStopping, EpochLog, FreezeBody, ProgressBar
+from vision_wrapper.trainer import (
+    Callback,
+    CSVLog,
+    EarlyStopping,
+    EpochLog,
+    FreezeBody,
+    ProgressBar,
+    Trainer,
+    schedules,
+)
 
 
 def test_a_misspelt_hook_is_an_error():
@@ -113,3 +122,17 @@ def test_a_callback_that_leaves_eval_mode_does_not_stop_training(images):
         return trainer.fit(loaders.train, epochs=3)["train_loss"], trainer.model.training
 
     assert fit([Look()]) == fit([])
+
+
+@pytest.mark.parametrize("schedule", [None, schedules.cosine(), schedules.one_cycle(0.02)])
+def test_groups_that_are_added_in_a_run_are_refused(images, schedule):
+    class AddHead(Callback):
+        def on_epoch_start(self, run):
+            if run.epoch == 1:
+                run.trainer.optimizer.add_param_group({"params": list(run.trainer.model.fc.parameters())})
+
+    trainer, loaders = make(images, callbacks=[AddHead()])
+    body = [p for name, p in trainer.model.named_parameters() if not name.startswith("fc")]
+    trainer = Trainer(trainer.model, torch.optim.SGD(body, lr=0.1), callbacks=[AddHead()])
+    with pytest.raises(SettingError, match="has 2 groups, but the run began with 1"):
+        trainer.fit(loaders.train, epochs=3, schedule=schedule)

@@ -178,6 +178,39 @@ def test_a_partial_loss_is_the_same_in_every_process(tmp_path):
         fit(bases[1], weight)
 
 
+GAMMA = 0.5
+ANOTHER_PART = {
+    "step": (lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5),
+             lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.1)),
+    "lambda": (lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.5**e),
+               lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.1**e)),
+    "global": (lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=GAMMA),) * 2,
+    "loss": (lambda o, t: nn.functional.cross_entropy(o, t), lambda o, t: nn.functional.cross_entropy(o, 2 - t)),
+    "samples": (0.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ANOTHER_PART)
+def test_another_function_or_other_samples_are_another_run(images, tmp_path, monkeypatch, part):
+    def fit(value):
+        torch.manual_seed(0)
+        x = torch.cat([batch for batch, _ in ready_batches()]) + (value if part == "samples" else 0.0)
+        samples = torch.utils.data.TensorDataset(x, torch.arange(12) % 3)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+        loss = value if part == "loss" else None
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), loss, callbacks=[])
+        schedule = value if part in ("step", "lambda", "global") else None
+        loader = torch.utils.data.DataLoader(samples, batch_size=4)
+        return trainer.fit(loader, epochs=2, schedule=schedule, checkpoint=tmp_path / "c")["lr"]
+
+    first, second = ANOTHER_PART[part]
+    rates = fit(first)
+    assert fit(first) == rates
+    monkeypatch.setitem(globals(), "GAMMA", 0.1)
+    with pytest.raises(OtherRunError, match={"loss": "loss", "samples": "loader"}.get(part, "schedule")):
+        fit(second)
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
 def test_a_callback_may_load_in_a_fit(images, tmp_path, schedule):
     class BackToTheFirst(Callback):

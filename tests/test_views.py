@@ -56,3 +56,9 @@ def test_predict_takes_names_and_own_lists(images):
     for wrong in ([], [3], 5, [View(lambda x: x, 0.0)], [View(lambda x: x, "a")], [View(lambda x: x, float("inf"))]):
         with pytest.raises(SettingError, match="tta must be"):
             views_of(wrong)
+
+
+@pytest.mark.parametrize("outputs", [lambda x: (x.flatten(1), x), lambda x: {"logits": x.flatten(1)}])
+def test_outputs_that_are_no_tensor_are_said(outputs):
+    with pytest.raises(SettingError, match=r"tensor of logits \(N, classes\), got (tuple|dict)"):
+        averaged_logits(outputs, torch.randn(2, 3, 4, 4), (AS_IT_IS,))

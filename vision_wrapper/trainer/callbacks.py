@@ -54,6 +54,9 @@ class Run:
 class Callback:
     """Override what you need; each hook is given the `Run`. A method `on_…` with another name is an error.
 
+    What is to learn later belongs in the optimizer from the start, frozen until then: schedules and checkpoints know
+    the groups that a run began with, so that `optimizer.add_param_group` in a hook ends it with an error.
+
     Attributes:
         everywhere: whether every one of several processes calls it. False, for callbacks that write or print, is the
             main one alone.

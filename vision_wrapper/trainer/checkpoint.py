@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
+from vision_wrapper._describe import description, fingerprint
 from vision_wrapper._files import PathLike, check_savable, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
@@ -93,6 +93,7 @@ def write(trainer: Trainer, run: Fit) -> None:
         "rows": run.history.rows,
         "batches": run.history.batches,
         "schedule": None if run.scheduler is None else run.scheduler.state_dict(),
+        "schedule_begun": run.schedule_begun,
         "average": None if trainer._average is None else trainer._average.averages,
         "average_steps": 0 if trainer._average is None else trainer._average.steps,
         "before_schedule": None if run.before_schedule is None else run.before_schedule.groups,
@@ -124,6 +125,16 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
         _matched(trainer, state["run"]["callbacks"])
         _check_trainer(trainer, state, run.checkpoint)
     return state
+
+
+def check_same_schedule(run: Fit, kept: dict[str, Any]) -> None:
+    """Raise `OtherRunError` where a user's function has now made another scheduler than when the run began."""
+    there = kept["run"]["schedule_begun"]
+    if kept["run"]["settings"]["epochs"] == run.epochs and there != run.schedule_begun:
+        raise OtherRunError(
+            f"{run.checkpoint} is of another run (schedule: {there} there, {run.schedule_begun} here). Use the same "
+            "schedule, another path, or delete the file."
+        )
 
 
 def check_model_savable(trainer: Trainer, run: Fit) -> None:
@@ -310,7 +321,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     return {
         "epochs": run.epochs,
         "loader": _describe_loader(run),
-        "loss": _describe_loss(trainer.loss_fn),
+        "loss": description(trainer.loss_fn),
         "schedule": None if run.schedule is None else run.schedule.describe(),
         "optimizer": {
             "class": type(trainer.optimizer).__name__,
@@ -346,35 +357,12 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
     described: dict[str, Any] = {"batches": run.batches, "batch_size": getattr(run.loader, "batch_size", None)}
     if isinstance(run.loader, Sequence) and len(run.loader):
         described["first_batch"] = fingerprint(*check_pair(run.loader[0]))
+    samples = getattr(run.loader, "dataset", None)
+    if isinstance(samples, TensorDataset):
+        described["samples"] = fingerprint(*samples.tensors)
+    elif samples is not None:
+        described["samples"] = f"{type(samples).__qualname__}, {len(samples) if hasattr(samples, '__len__') else None}"
     return described
-
-
-def _describe_loss(loss: Any) -> dict[str, Any]:
-    """A function by its name; a module by its class, its plain attributes and its tensors."""
-    if not isinstance(loss, nn.Module):
-        function, arguments = getattr(loss, "func", loss), getattr(loss, "keywords", {})  # of functools.partial
-        kind = function if hasattr(function, "__qualname__") else type(function)
-        given = {name: _describe_argument(value) for name, value in arguments.items()}
-        return {"name": f"{kind.__module__}.{kind.__qualname__}", "arguments": given}
-    plain = {k: v for k, v in vars(loss).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
-    return {"name": type(loss).__qualname__, **plain, "tensors": fingerprint(*loss.state_dict().values())}
-
-
-def _describe_argument(value: Any) -> str:
-    """The same in every process: without addresses, and of a tensor all values."""
-    if isinstance(value, Tensor):
-        return fingerprint(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """A digest of values, shapes and types."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend: bool) -> None:

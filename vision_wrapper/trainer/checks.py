@@ -87,6 +87,15 @@ def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         )
 
 
+def check_same_groups(optimizer: torch.optim.Optimizer, begun_with: int) -> None:
+    """Raise `SettingError` for groups that were added in a run: neither its schedule nor its checkpoint knows them."""
+    if len(optimizer.param_groups) != begun_with:
+        raise SettingError(
+            f"The optimizer has {len(optimizer.param_groups)} groups, but the run began with {begun_with}. Give it all "
+            "parameters from the start, and freeze those that are to learn later (requires_grad_(False))."
+        )
+
+
 def check_distributable(model: nn.Module, compile: bool | str) -> None:
     """Raise `SettingError` for what several processes cannot train."""
     if isinstance(model, DistributedDataParallel):

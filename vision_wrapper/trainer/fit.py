@@ -28,6 +28,7 @@ class Fit(Run):
     first_epoch: int = 0  # epochs the trainer had trained before this fit
     schedule: Schedule | None = None
     scheduler: Any = None
+    schedule_begun: str = ""  # the scheduler of a user's function, as it was made
     leader: int = 0  # the group of the optimizer whose rate the history keeps
     own_rates: list[float] = field(default_factory=list)  # of the groups, before the schedule
     before_schedule: BeforeSchedule | None = None

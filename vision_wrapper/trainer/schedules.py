@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
+from vision_wrapper._describe import description
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
@@ -30,6 +31,7 @@ class Schedule:
         every: whether it steps by "batch" (each step of the optimizer) or by "epoch".
         monitor: the column of the history it watches ("val_loss", …), or None.
         arguments: what it was made with.
+        function: of the user, that makes the scheduler; None for the schedules of this library.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Schedule:
     every: Literal["batch", "epoch"]
     monitor: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    function: Callable[[Optimizer], Any] | None = None
 
     def preview(self, epochs: int, steps_per_epoch: int, lr: float = 0.1) -> list[float]:
         """The rate of every step, without training: `epochs * steps_per_epoch` numbers.
@@ -60,7 +63,8 @@ class Schedule:
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say whether two schedules are the same."""
-        return {"name": self.name, "every": self.every, **{k: repr(v) for k, v in self.arguments.items()}}
+        made_by = {} if self.function is None else {"function": description(self.function)}
+        return {"name": self.name, "every": self.every, **{k: repr(v) for k, v in self.arguments.items()}, **made_by}
 
 
 def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", "epoch"] = "epoch") -> Schedule:
@@ -100,7 +104,7 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
             warnings.warn(said, stacklevel=5)
         return scheduler
 
-    return Schedule(name, build, every, monitor=None)
+    return Schedule(name, build, every, function=function)
 
 
 def _check_long_enough(scheduler: Any, steps: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_wrapper._allocator import keep_freed_memory
+from vision_wrapper._describe import description
 from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
@@ -35,6 +36,7 @@ from vision_wrapper.trainer.checks import (
     check_distributable,
     check_last_batch,
     check_optimizer,
+    check_same_groups,
     check_same_settings,
     check_settings,
     check_still_held,
@@ -362,6 +364,10 @@ class Trainer:
             checkpoints.rewind_rates(self.optimizer, kept)
         run.before_schedule = BeforeSchedule(self.optimizer)
         run.scheduler = schedule.build(self.optimizer, run.epochs, math.ceil((run.batches or 1) / self.accumulate))
+        if schedule.function is not None:
+            run.schedule_begun = f"{type(run.scheduler).__name__} {description(run.scheduler.state_dict())}"
+            if kept is not None:
+                checkpoints.check_same_schedule(run, kept)
         if not any(group.get(name, 0) > 0 for group in groups for name in ("lr", "initial_lr", "max_lr")):
             warnings.warn(
                 "Nothing will be learned: every rate of the optimizer is 0, where an earlier schedule may have ended. "
@@ -376,6 +382,7 @@ class Trainer:
         started = time.monotonic()
         batches = self._epoch_batches(run)  # a new epoch begins at 0 seconds, one that goes on where it was
         started -= run.seconds
+        check_same_groups(self.optimizer, len(run.own_rates))
         self._distribute()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
