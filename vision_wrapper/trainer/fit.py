@@ -1,23 +1,40 @@
-"""Where one fit stands, with what only the loop needs to know."""
+"""One fit: what it is to be, and where it stands, with what only the loop needs to know."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from vision_wrapper._files import PathLike, check_writable
+from vision_wrapper.data.check_model import has_batch_norm
+from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer.batches import Parts
-from vision_wrapper.trainer.callbacks import Callback, Run
-from vision_wrapper.trainer.checks import not_finite
+from vision_wrapper.trainer.callbacks import HOOKS, Callback, Run, hooks_of
+from vision_wrapper.trainer.checks import (
+    check_last_batch,
+    check_same_settings,
+    check_still_held,
+    check_trainable,
+    not_finite,
+)
 from vision_wrapper.trainer.distributed import Agreement
 from vision_wrapper.trainer.guards import BeforeSchedule
+from vision_wrapper.trainer.history import check_validated
 from vision_wrapper.trainer.passes import Evaluation, are_classes
-from vision_wrapper.trainer.schedules import Schedule
+from vision_wrapper.trainer.schedules import Schedule, from_function
+
+if TYPE_CHECKING:
+    from vision_wrapper.trainer.trainer import Trainer
 
 
 @dataclass
@@ -148,3 +165,71 @@ class Fit(Run):
             ]
         self.history.rows.append(row)
         return row
+
+
+def new_run(
+    trainer: Trainer,
+    train_loader: Any,
+    val_loader: Any,
+    epochs: int,
+    schedule: Schedule | Callable[[torch.optim.Optimizer], Any] | None,
+    every: Literal["batch", "epoch"],
+    checkpoint: PathLike | None,
+    checkpoint_seconds: float,
+    batch_history: bool,
+) -> Fit:
+    """A run that has not begun, of what `Trainer.fit` was given; raises what that raises before the first batch."""
+    schedule = _as_schedule(schedule, every)
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+        raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
+    if schedule is not None and schedule.monitor is not None:
+        check_validated(schedule.monitor, val_loader is not None, "The schedule")
+    batches = _length(train_loader)
+    if batches == 0:
+        raise DataError("The training loader is empty.")
+    check_still_held(trainer.model, trainer.optimizer)
+    check_trainable(trainer.model, trainer.optimizer)
+    check_last_batch(trainer.model, train_loader, trainer.processes.count)
+    run = Fit(
+        trainer=trainer,
+        epochs=int(epochs),
+        batches=batches,
+        loader=train_loader,
+        first_epoch=trainer.epochs_trained,
+        schedule=schedule,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint_seconds=checkpoint_seconds,
+        batch_history=batch_history,
+        validates=val_loader is not None,
+        refuses_one=has_batch_norm(trainer.model),
+    )
+    if schedule is not None and batches is None and schedule.every == "batch":
+        raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
+    run.callbacks = [callback for callback in trainer.callbacks if callback.everywhere or trainer.processes.is_main]
+    run.hooks = {name: hooks_of(run.callbacks, name) for name in HOOKS}
+    run.settings = checkpoints.describe(trainer, run)
+    if trainer.processes.count > 1:
+        run.agreement = Agreement(trainer.processes)
+        calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
+        check_same_settings(trainer.processes.gathered({**run.settings, **calls}))
+    if run.checkpoint is not None:
+        trainer.processes.on_main(partial(check_writable, run.checkpoint))
+    return run
+
+
+def _as_schedule(
+    schedule: Schedule | Callable[[torch.optim.Optimizer], Any] | None, every: Literal["batch", "epoch"]
+) -> Schedule | None:
+    """What `fit` was given, as a Schedule. Raises `SettingError` for what cannot be one."""
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    if not callable(schedule):
+        raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
+    return from_function(schedule, every)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
-from numbers import Integral
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,34 +18,30 @@ from torch import Tensor, nn
 from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._describe import description
 from vision_wrapper._distributed import join
-from vision_wrapper._files import PathLike, check_writable
+from vision_wrapper._files import PathLike
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check_model import BATCH_OF_ONE, has_batch_norm
-from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.data.check_model import BATCH_OF_ONE
+from vision_wrapper.errors import DataError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import is_own
 from vision_wrapper.trainer import checkpoint as checkpoints
 from vision_wrapper.trainer import passes
 from vision_wrapper.trainer.batches import Parts, training_batches
-from vision_wrapper.trainer.callbacks import HOOKS, Callback, ProgressBar, hooks_of
+from vision_wrapper.trainer.callbacks import Callback, ProgressBar
 from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
-    check_last_batch,
     check_optimizer,
     check_same_groups,
-    check_same_settings,
     check_settings,
-    check_still_held,
-    check_trainable,
     no_batch,
     position,
 )
-from vision_wrapper.trainer.distributed import Agreement, Synchronised
+from vision_wrapper.trainer.distributed import Synchronised
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.first_batch import check_first_batch, check_validation
-from vision_wrapper.trainer.fit import Fit
+from vision_wrapper.trainer.fit import Fit, new_run
 from vision_wrapper.trainer.guards import (
     BeforeSchedule,
     deterministic_algorithms,
@@ -57,13 +51,13 @@ from vision_wrapper.trainer.guards import (
     stop_on_interrupt,
     unchanged_on_error,
 )
-from vision_wrapper.trainer.history import History, check_validated, watched
+from vision_wrapper.trainer.history import History, watched
 from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, check_mean, raise_loss_failed
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.passes import Evaluation
 from vision_wrapper.trainer.precision import autocast, choose_device, choose_precision, gradient_scaler
-from vision_wrapper.trainer.schedules import Schedule, from_function, leading_group
+from vision_wrapper.trainer.schedules import Schedule, leading_group
 from vision_wrapper.trainer.views import Views
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -255,14 +249,8 @@ class Trainer:
             CheckpointError: a checkpoint cannot hold the state of the schedule, of a callback or of the model.
             DeviceMemoryError: the GPU's memory did not suffice.
         """
-        run = self._new_run(
-            train_loader,
-            val_loader,
-            epochs,
-            _as_schedule(schedule, every),
-            checkpoint,
-            checkpoint_seconds,
-            batch_history,
+        run = new_run(
+            self, train_loader, val_loader, epochs, schedule, every, checkpoint, checkpoint_seconds, batch_history
         )
         # Another run's is refused before anything is changed.
         kept = self.processes.on_main(partial(checkpoints.read, self, run, extend))
@@ -292,53 +280,6 @@ class Trainer:
             finally:
                 self._end(run, begun)
         return run.history
-
-    def _new_run(
-        self,
-        train_loader: Batches,
-        val_loader: Batches | None,
-        epochs: int,
-        schedule: Schedule | None,
-        checkpoint: PathLike | None,
-        checkpoint_seconds: float,
-        batch_history: bool,
-    ) -> Fit:
-        """A run that has not begun, of what `fit` was given; raises what `fit` raises of that."""
-        if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-            raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
-        if schedule is not None and schedule.monitor is not None:
-            check_validated(schedule.monitor, val_loader is not None, "The schedule")
-        batches = _length(train_loader)
-        if batches == 0:
-            raise DataError("The training loader is empty.")
-        check_still_held(self.model, self.optimizer)
-        check_trainable(self.model, self.optimizer)
-        check_last_batch(self.model, train_loader, self.processes.count)
-        run = Fit(
-            trainer=self,
-            epochs=int(epochs),
-            batches=batches,
-            loader=train_loader,
-            first_epoch=self.epochs_trained,
-            schedule=schedule,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            checkpoint_seconds=checkpoint_seconds,
-            batch_history=batch_history,
-            validates=val_loader is not None,
-            refuses_one=has_batch_norm(self.model),
-        )
-        if schedule is not None and batches is None and schedule.every == "batch":
-            raise SettingError(f"{schedule.name} needs to know how many batches an epoch has; give the loader a len().")
-        run.callbacks = [callback for callback in self.callbacks if callback.everywhere or self.processes.is_main]
-        run.hooks = {name: hooks_of(run.callbacks, name) for name in HOOKS}
-        run.settings = checkpoints.describe(self, run)
-        if self.processes.count > 1:
-            run.agreement = Agreement(self.processes)
-            calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
-            check_same_settings(self.processes.gathered({**run.settings, **calls}))
-        if run.checkpoint is not None:
-            self.processes.on_main(partial(check_writable, run.checkpoint))
-        return run
 
     def _begin(self, run: Fit, kept: dict[str, Any] | None) -> None:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
@@ -620,21 +561,3 @@ def _compiled(model: nn.Module, compile: bool | str) -> Callable[[Tensor], Tenso
         return torch.compile(model)
     graphs = torch.compile(model, mode="reduce-overhead")
     return lambda inputs: graphs(inputs).clone()  # the next replay writes over what the last one returned
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
-
-
-def _as_schedule(
-    schedule: Schedule | Callable[[torch.optim.Optimizer], Any] | None, every: Literal["batch", "epoch"]
-) -> Schedule | None:
-    """What `fit` was given, as a Schedule. Raises `SettingError` for what cannot be one."""
-    if schedule is None or isinstance(schedule, Schedule):
-        return schedule
-    if not callable(schedule):
-        raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
-    return from_function(schedule, every)
