@@ -2,9 +2,9 @@
 
 For each recipe and seed without a record, the recipe is run in full, and a few figures of the run are kept in
 docs/evidence/RECIPE.json. After each run the summary that fills `Recipe.expected` and the table of docs/recipes.md are
-written anew. Stopped anywhere, the same command goes on; a recipe that fails is named, and the others are run. FOLDER
-holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With --page nothing is run.
---winograd is for processors that have no bf16: see winograd.py.
+written anew. Stopped anywhere, the same command goes on; a run that fails is kept as failed, for --retry, and the
+others are run. FOLDER holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With
+--page nothing is run. --winograd is for processors that have no bf16: see winograd.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from measure import filled, machine
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
-from vision_wrapper.errors import VisionWrapperError
+from vision_wrapper.errors import DataError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
+from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.repeat import mean_interval
+from vision_wrapper.recipes.run import _load as load
 from vision_wrapper.trainer import EpochLog
 from vision_wrapper.trainer.precision import choose_device, choose_precision
 
@@ -46,19 +48,29 @@ COMPARED = (
 # ---- records
 
 
-def records_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """The records of runs with the recipe's present settings, by seed."""
+def kept_of(recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """What is kept of runs with the recipe's present settings, by seed: `runs`, and those that `failed`."""
     path = RECORDS / f"{recipe.name}.json"
-    kept = read_json(path) if path.exists() else None
-    if kept is None or not evidence.same_settings(kept["settings"], recipe):
-        return []
-    return kept["runs"]
+    kept = read_json(path) if path.exists() else {}
+    same = evidence.same_meaning(kept, recipe)
+    return {name: kept.get(name, []) if same else [] for name in ("runs", "failed")}
 
 
-def keep(recipe: Recipe, record: dict[str, Any]) -> None:
-    """Add a record; those of other settings go."""
-    runs = sorted([*records_of(recipe), record], key=lambda run: run["seed"])
-    write_json(RECORDS / f"{recipe.name}.json", {"settings": evidence.settings_of(recipe), "runs": runs})
+def records_of(recipe: Recipe) -> list[dict[str, Any]]:
+    return kept_of(recipe)["runs"]
+
+
+def keep(recipe: Recipe, record: dict[str, Any], among: str = "runs") -> None:
+    """Add a record in place of what there was of its seed; those of other settings go."""
+    kept = {name: [r for r in records if r["seed"] != record["seed"]] for name, records in kept_of(recipe).items()}
+    kept[among] = sorted([*kept[among], record], key=lambda run: run["seed"])
+    write_json(RECORDS / f"{recipe.name}.json", {**evidence.meaning(recipe), **kept})
+
+
+def failure_of(seed: int, error: Exception, folder: Path) -> dict[str, Any]:
+    """What is kept of a run that failed: a mean over the others alone may be too good."""
+    made_on = _made_on(folder) if _starts(folder).exists() else {}
+    return {"seed": seed, "error": f"{type(error).__name__}: {error}", **made_on, "date": date.today().isoformat()}
 
 
 def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
@@ -71,6 +83,7 @@ def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
         **{name: figures[name] for name in kept},
         "train_accuracy": result.history[-1]["train_accuracy"],
         "data": data_name,
+        "content": read_run(result.run_dir)[1]["content"],
         **_made_on(result.run_dir),
         "date": date.today().isoformat(),
     }
@@ -83,10 +96,11 @@ def _starts(folder: Path) -> Path:
 def note_start(folder: Path, recipe: Recipe, how: str) -> None:
     """Keep beside a run's folder what the run is started on; it may go on elsewhere.
 
-    `how` says what the machine does otherwise.
+    `how` says what the machine does otherwise in float32 on its processor; it has no part in another run.
     """
-    found = machine()
-    precision = choose_precision(recipe.precision, choose_device())
+    found, device = machine(), choose_device()
+    precision = choose_precision(recipe.precision, device)
+    how = how if (device.type, precision) == ("cpu", "fp32") else ""
     threads, cores = found["threads"], found["cores"]
     processor = f"{found['processor']}, {cores if threads >= cores else f'{threads} of {cores}'} cores"
     start = {
@@ -107,10 +121,17 @@ def _made_on(folder: Path) -> dict[str, str]:
 
 
 def digest(recipe: Recipe) -> str:
-    """Of the settings that are not the default: a field that comes later, with its default, leaves it as it is."""
+    """Of the settings that are not the default, and what they stand for.
+
+    A field that comes later, with its default, leaves it as it is.
+    """
     default = evidence.settings_of(Recipe("default", ""))
     settings = {name: value for name, value in evidence.settings_of(recipe).items() if value != default[name]}
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return digest_of({**settings, "resolved": evidence.resolved(recipe)})
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def summarise_all() -> dict[str, Any]:
@@ -120,7 +141,7 @@ def summarise_all() -> dict[str, Any]:
         runs = records_of(recipe)
         if runs:
             expected = asdict(evidence.summarise(runs))
-            summary[recipe.name] = {"settings": evidence.settings_of(recipe), "expected": expected}
+            summary[recipe.name] = {**evidence.meaning(recipe), "expected": expected}
     return summary
 
 
@@ -152,10 +173,21 @@ def generated(measured: dict[str, Recipe]) -> Iterator[str]:
     for a, b in COMPARED:
         yield f"- `{a}` less `{b}`: {difference(RECIPES[a], RECIPES[b])}"
     for name, recipe in measured.items():
-        if recipe.expected is not None:
-            seeds = ", ".join(str(run["seed"]) for run in records_of(RECIPES[name]))
-            where = evidence.provenance(recipe.expected)
-            yield f"- `{name}`: seeds {seeds}; {where}; [records](evidence/{name}.json)"
+        seeds = _seeds(kept_of(RECIPES[name]))
+        if seeds:
+            where = "" if recipe.expected is None else f"{evidence.provenance(recipe.expected)}; "
+            yield f"- `{name}`: {seeds}; {where}[records](evidence/{name}.json)"
+
+
+def _seeds(kept: dict[str, list[dict[str, Any]]]) -> str:
+    """The seeds that were measured, and how many failed, with their errors."""
+    runs, failed = kept["runs"], kept["failed"]
+    said = "seeds " + ", ".join(str(run["seed"]) for run in runs) if runs else ""
+    if not failed:
+        return said
+    errors = "; ".join(f"seed {run['seed']}, {' '.join(run['error'].split())}" for run in failed)
+    counts = f"{len(runs)} of {len(runs) + len(failed)} seeds, {len(failed)} failed ({errors})"
+    return f"{said}: {counts}" if said else counts
 
 
 def difference(a: Recipe, b: Recipe) -> str:
@@ -164,6 +196,7 @@ def difference(a: Recipe, b: Recipe) -> str:
     common = sorted(first.keys() & second.keys())
     if not common:
         return "not measured"
+    evidence.check_one_data([*first.values(), *second.values()])
     values = [first[seed]["accuracy"] - second[seed]["accuracy"] for seed in common]
     lengths = f"; {a.epochs} epochs against {b.epochs}" if a.epochs != b.epochs else ""
     return _in_words(values, 1 / first[common[0]]["test_images"]) + lengths
@@ -195,12 +228,16 @@ def cifar10(folder: str, cache: str) -> data.ImageData:
     return images
 
 
-def missing(names: list[str], seeds: int) -> Iterator[tuple[Recipe, int]]:
-    """What has no record yet: one seed of every recipe before the next, short runs first."""
+def missing(names: list[str], seeds: int, retry: bool = False) -> Iterator[tuple[Recipe, int]]:
+    """What has no record yet: one seed of every recipe before the next, short runs first.
+
+    What failed would fail again: it is run anew only with `retry`.
+    """
     chosen = sorted((RECIPES[name] for name in names or RECIPES), key=lambda recipe: recipe.epochs)
     for seed in range(seeds):
         for recipe in chosen:
-            if seed not in {run["seed"] for run in records_of(recipe)}:
+            kept = kept_of(recipe)
+            if seed not in {run["seed"] for run in kept["runs"] + ([] if retry else kept["failed"])}:
                 yield recipe, seed
 
 
@@ -214,9 +251,13 @@ def sources(options: argparse.Namespace, cache: str) -> dict[str, Any]:
     return found
 
 
+def run_folder(recipe: Recipe, seed: int, options: argparse.Namespace) -> Path:
+    return Path(options.out) / recipe.name / digest(recipe) / f"seed-{seed}"
+
+
 def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace, how: str) -> None:
     """Run a recipe with a seed to its end, and keep its record."""
-    folder = Path(options.out) / recipe.name / digest(recipe) / f"seed-{seed}"
+    folder = run_folder(recipe, seed, options)
     note_start(folder, recipe, how)
     with warnings.catch_warnings():
         # Without its pretrained weights a recipe would be another one.
@@ -225,7 +266,15 @@ def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace,
     if not result.finished:
         raise SystemExit("Interrupted: the same command goes on.")
     keep(recipe, record_of(result, recipe.data or f"photographs: {Path(source).name}"))
-    write_all()
+
+
+def check_images(recipe: Recipe, source: Any) -> None:
+    """End the command where the images are not those of the recipe's records: no mean is of both."""
+    images, _ = load(recipe, source, "data", False)
+    try:
+        evidence.check_one_data([*records_of(recipe), {"content": content_of(images)}])
+    except DataError as error:
+        raise SystemExit(f"{recipe.name}: these images are not those of its records. {error}") from error
 
 
 def measure_all(options: argparse.Namespace) -> None:
@@ -234,16 +283,19 @@ def measure_all(options: argparse.Namespace) -> None:
     failed = []
     with tempfile.TemporaryDirectory() as cache:
         source = sources(options, cache)
-        for recipe, seed in missing(options.recipes, options.seeds):
+        for recipe, seed in missing(options.recipes, options.seeds, options.retry):
             if recipe.data not in source:
                 print(f"{recipe.name}: needs {'--cifar10' if recipe.data else '--photos'}", flush=True)
                 continue
             print(f"{recipe.name}, seed {seed}", flush=True)
             try:
+                check_images(recipe, source[recipe.data])
                 measure(recipe, seed, source[recipe.data], options, how)
-            except (VisionWrapperError, UserWarning) as error:
+            except Exception as error:  # whatever it is, it is this recipe's: the others are measured
                 print(f"{recipe.name}, seed {seed}: {error}", flush=True)
+                keep(recipe, failure_of(seed, error, run_folder(recipe, seed, options)), "failed")
                 failed.append(recipe.name)
+            write_all()
     if failed:
         raise SystemExit(f"Not measured: {', '.join(dict.fromkeys(failed))}.")
 
@@ -256,6 +308,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", default="runs/measured", help="the run folders")
     parser.add_argument("--page", action="store_true", help="run nothing: write the summary and the table anew")
+    parser.add_argument("--retry", action="store_true", help="run those too that failed")
     parser.add_argument("--winograd", action="store_true", help=winograd.HELP)
     options = parser.parse_args()
     if not options.page:

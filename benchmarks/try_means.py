@@ -19,27 +19,34 @@ from typing import Any
 import numpy as np
 import winograd
 from measure import filled
-from measure_recipes import PAGE, RECORDS, digest, note_start, record_of
+from measure_recipes import PAGE, RECORDS, digest, digest_of, note_start, record_of
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
 from vision_wrapper.recipes import Recipe
+from vision_wrapper.recipes.evidence import check_one_data
+from vision_wrapper.recipes.identity import content_of
 from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
 
 TRIALS = RECORDS / "trials.json"
+BASE = "as it is"  # the trial that the others are compared with
 NARROW = (16, 32, 64, 128)  # a sixteenth of the network's work
 
 
 @dataclass(frozen=True)
 class Study:
-    """Trials of one base: training images to train on, to judge on, the seed that parts them, and what is changed."""
+    """Trials of one base: training images to train on, to judge on, the seed that parts them, and what is changed.
+
+    `closed` says why it can no more be gone on with, where the code has changed what the settings do.
+    """
 
     trained: int
     judged: int
     split: int
     base: Recipe
     trials: dict[str, dict[str, Any]]
+    closed: str = ""
 
     def plan(self, trial: str) -> Recipe:
         return self.base.changed(**self.trials[trial])
@@ -47,6 +54,11 @@ class Study:
     @property
     def data(self) -> str:
         return f"{self.trained:,} and {self.judged:,} of CIFAR-10's training images"
+
+    def digest(self, trial: str) -> str:
+        """Of all that decides what a trial reaches: its settings, the images, and code that is no more."""
+        parts = [self.trained, self.judged, self.split, self.closed]
+        return digest_of({"plan": digest(self.plan(trial)), "parts": parts})
 
 
 # What custom-resnet-fast was at first, written out: a change of a recipe is none of the trials.
@@ -103,7 +115,7 @@ STUDIES = {
         0,
         _SHORT,
         {
-            "as it is": {},
+            BASE: {},
             "without label smoothing": {"label_smoothing": 0.0},
             "without the average of weights": {"ema": None},
             "without head scale": {"head_scale": 1.0},
@@ -135,6 +147,7 @@ STUDIES = {
                 "progressive_size": ((0, 0.75), (3, 1.0)),
             },
         },
+        closed="the average of weights began at the random weights, and now begins as a plain mean",
     ),
     "whole": Study(
         45_000,
@@ -142,7 +155,7 @@ STUDIES = {
         1,
         FIRST,
         {
-            "as it is": {},
+            BASE: {},
             "Muon, filters 0.08": _MUON_08,
             "Muon, filters 0.08, norms and biases 0.5": {
                 **_MUON_LINEAR,
@@ -163,7 +176,7 @@ STUDIES = {
         2,
         WHITENED,
         {
-            "as it is": {},
+            BASE: {},
             "without whitening": {"whiten": False},
             "random flip": {"augment": "crop_flip", "augment_args": {"pad": 2, "pad_mode": "reflect"}},
             "black padding": {"augment_args": {"pad": 2, "pad_mode": "constant"}},
@@ -197,7 +210,7 @@ def settings_of(study: str, trial: str) -> str | None:
     """A digest of what a trial runs; None for one that is no more."""
     if study not in STUDIES or trial not in STUDIES[study].trials:
         return None
-    return digest(STUDIES[study].plan(trial))
+    return STUDIES[study].digest(trial)
 
 
 def keep(record: dict[str, Any]) -> None:
@@ -217,22 +230,28 @@ def generated(study: str) -> Iterator[str]:
     """The table: held-out accuracy of each trial, and the paired difference from the base."""
     found: dict[str, dict[int, float]] = {name: {} for name in STUDIES[study].trials}
     runs = [run for run in kept_runs() if run["study"] == study]
+    check_one_data(runs)
     for run in runs:
         found[run["trial"]][run["seed"]] = run["accuracy"]
     yield "| what is different | held-out accuracy, % | difference, points | seeds |"
     yield "|---|---:|---:|---:|"
-    base = found["as it is"]
     for name, values in found.items():
-        if not values:
-            yield f"| {name} | not tried | | |"
-            continue
-        mean = 100 * sum(values.values()) / len(values)
-        common = sorted(base.keys() & values.keys())
-        differences = [values[seed] - base[seed] for seed in common]
-        said = "" if name == "as it is" else difference(differences, STUDIES[study].judged)
-        yield f"| {name} | {mean:.2f} | {said} | {len(values)} |"
+        yield _row(name, values, found[BASE], STUDIES[study].judged)
+    if STUDIES[study].closed:
+        yield f"\nClosed: {STUDIES[study].closed}."
     for hardware, version in sorted({(run["hardware"], run["torch"]) for run in runs}):
         yield f"\n{hardware}; torch {version}; [records](evidence/trials.json)"
+
+
+def _row(name: str, values: dict[int, float], base: dict[int, float], judged: int) -> str:
+    """A trial's mean and difference, both over the seeds that the base has too: else they would not go together."""
+    if not values:
+        return f"| {name} | not tried | | |"
+    common = sorted(base.keys() & values.keys())
+    seeds = common or sorted(values)
+    mean = 100 * sum(values[seed] for seed in seeds) / len(seeds)
+    said = "" if name == BASE else difference([values[seed] - base[seed] for seed in common], judged)
+    return f"| {name} | {mean:.2f} | {said} | {len(seeds)} |"
 
 
 def difference(values: list[float], judged: int) -> str:
@@ -247,28 +266,38 @@ def difference(values: list[float], judged: int) -> str:
 
 def run_all(options: argparse.Namespace) -> None:
     """Run the trials that have no record, one seed of all before the next."""
-    study, how = STUDIES[options.study], winograd.install() if options.winograd else ""
+    study = STUDIES[options.study]
+    if study.closed:
+        raise SystemExit(f"The study {options.study!r} is closed: {study.closed}.")
+    how = winograd.install() if options.winograd else ""
     with tempfile.TemporaryDirectory() as cache:
         images = training_images_alone(study, options.folder, cache)
-        for seed in range(options.seeds):
-            for name in options.trials or study.trials:
-                if any((run["study"], run["trial"], run["seed"]) == (options.study, name, seed) for run in kept_runs()):
-                    continue
-                print(f"{options.study}: {name}, seed {seed}", flush=True)
-                plan = study.plan(name)
-                out = Path(options.out) / options.study / digest(plan) / f"seed-{seed}"
-                note_start(out, plan, how)
-                result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
-                if not result.finished:
-                    raise SystemExit("Interrupted: the same command goes on.")
-                keep({"study": options.study, "trial": name, **record_of(result, study.data)})
+        earlier = [run for run in kept_runs() if run["study"] == options.study]
+        check_one_data([*earlier, {"content": content_of(images)}])
+        for name, seed in missing(options):
+            print(f"{options.study}: {name}, seed {seed}", flush=True)
+            plan = study.plan(name)
+            out = Path(options.out) / options.study / study.digest(name) / f"seed-{seed}"
+            note_start(out, plan, how)
+            result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
+            if not result.finished:
+                raise SystemExit("Interrupted: the same command goes on.")
+            keep({"study": options.study, "trial": name, **record_of(result, study.data)})
+
+
+def missing(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """The trials and seeds without a record; the base goes along with those named, to be compared with."""
+    for seed in range(options.seeds):
+        for name in dict.fromkeys([BASE, *(options.trials or STUDIES[options.study].trials)]):
+            if not any((r["study"], r["trial"], r["seed"]) == (options.study, name, seed) for r in kept_runs()):
+                yield name, seed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study", nargs="?", choices=STUDIES)
     parser.add_argument("folder", nargs="?")
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help="all, where none is named")
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help="all, where none is named; the base goes along")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/trials", help="the run folders")
     parser.add_argument("--winograd", action="store_true", help=winograd.HELP)

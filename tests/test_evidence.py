@@ -13,10 +13,12 @@ import pytest
 import scipy.stats
 from runs import command, reduced
 
-from vision_wrapper import recipes
-from vision_wrapper.errors import DamagedFileError, OtherRunError, SettingError, VisionWrapperError
+from vision_wrapper import data, recipes
+from vision_wrapper.errors import DamagedFileError, DataError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
+from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.repeat import mean_interval
+from vision_wrapper.trainer import OPTIMIZERS, VIEWS, Muon
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -163,22 +165,66 @@ def test_a_summary_is_mean_spread_and_provenance():
 def test_what_is_expected_is_of_just_these_settings(monkeypatch):
     recipe = RECIPES["custom-resnet-fast"].changed(expected=None)
     found = asdict(evidence.summarise([record(0)]))
-    settings = evidence.settings_of(recipe)
-    monkeypatch.setattr(evidence, "_measured", lambda: {recipe.name: {"settings": settings, "expected": found}})
+    kept = {**evidence.meaning(recipe), "expected": found}
+    monkeypatch.setattr(evidence, "_measured", lambda: {recipe.name: kept})
     assert evidence.with_expected(recipe).expected == Expected(**found)
     assert evidence.with_expected(replace(recipe, lr=0.3)).expected is None
     assert evidence.with_expected(replace(recipe, published="elsewhere", goal=None)).expected is not None
-    del settings["lookahead"]  # a record from before the field was there
+    del kept["settings"]["lookahead"], kept["resolved"]["model"]["pool"]  # from before field and argument were there
     assert evidence.with_expected(recipe).expected is not None
+    del kept["resolved"]  # of what the names stood for then, nothing is known
+    assert evidence.with_expected(recipe).expected is None
+
+
+def test_a_name_that_stands_for_something_else_makes_another_recipe(monkeypatch):
+    class OtherMuon(Muon):
+        def __init__(self, params, lr=0.02, momentum=0.7):
+            super().__init__(params, lr, momentum)
+
+    OtherMuon.__module__ = Muon.__module__
+    recipe = RECIPES["custom-resnet-fast"].changed(expected=None)
+    kept = {**evidence.meaning(recipe), "expected": asdict(evidence.summarise([record(0)]))}
+    monkeypatch.setattr(evidence, "_measured", lambda: {recipe.name: kept})
+    once = VIEWS["flip_shift"][1:]
+    more_padding = (data.Pad(5, "reflect"), *data.AUGMENTATIONS[recipe.augment][1:])
+    for table, name, other in (
+        (data.AUGMENTATIONS, recipe.augment, more_padding),
+        (VIEWS, recipe.tta, once),
+        (OPTIMIZERS, recipe.optimizer, OtherMuon),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setitem(table, name, other)
+            assert evidence.with_expected(recipe).expected is None, name
+        assert evidence.with_expected(recipe).expected is not None
+    assert evidence.resolved(RECIPES["quickstart"])["optimizer"] == {"weight_decay": 1e-4}  # the rest is torch's
+
+
+def test_runs_on_different_images_have_no_common_mean(measure_recipes, monkeypatch, images):
+    first, other = ({"train": "a", "test": text} for text in "bc")
+    found = evidence.summarise([record(0), record(1, content=first), record(2, content=dict(reversed(first.items())))])
+    assert found.seeds == 3  # the first is from before the fingerprints were kept
+    with pytest.raises(DataError, match="different images"):
+        evidence.summarise([record(0, content=first), record(1, content=other)])
+    monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=first)])
+    with pytest.raises(SystemExit, match="quickstart: these images are not those of its records"):
+        measure_recipes.check_images(RECIPES["quickstart"], images)
+    mine = content_of(images)
+    monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=mine)])
+    measure_recipes.check_images(RECIPES["quickstart"], images)
 
 
 def test_a_row_says_what_is_met_and_what_is_short():
     recipe = RECIPES["custom-resnet-fast"].changed(expected=Expected(**asdict(evidence.summarise([record(0, 0.935)]))))
     (row,) = evidence.rows({"fast": recipe})
-    assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (met by one seed)"
+    assert row["measured"] == "93.50 (0.50 short)" and row["with averaging"] == "94.50 (flip_shift; met by one seed)"
     two = evidence.summarise([record(0, 0.93, tta_accuracy=0.94), record(1, 0.95, tta_accuracy=0.97)])
     (row,) = evidence.rows({"fast": recipe.changed(expected=two)})
-    assert row["measured"] == "94.00 ± 1.41 (met)" and row["with averaging"] == "95.50 ± 2.12 (met)"
+    unsure = "met, not shown to be above"
+    assert row["measured"] == f"94.00 ± 1.41 ({unsure})"
+    assert row["with averaging"] == f"95.50 ± 2.12 (flip_shift; {unsure})"
+    alike = evidence.summarise([record(seed, 0.941 + 0.0001 * seed) for seed in range(3)])  # half an interval is 0.02
+    (row,) = evidence.rows({"fast": recipe.changed(expected=alike)})
+    assert row["measured"] == "94.11 ± 0.01 (met)"
     (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
     assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
 
@@ -226,6 +272,8 @@ def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatc
         measure_recipes.main()
         runs = json.loads((tmp_path / "evidence/quickstart.json").read_text())["runs"]
         assert [run["seed"] for run in runs] == list(range(int(seeds)))
+    (folder,) = (tmp_path / "runs/measured/quickstart").glob("*/seed-1")
+    assert runs[1]["content"] == runs[0]["content"] == read_run(folder)[1]["content"]
     measured = json.loads((tmp_path / "measured.json").read_text())
     mean = sum(run["accuracy"] for run in runs) / 2
     assert measured["quickstart"]["expected"]["accuracy"] == pytest.approx(mean)
@@ -235,23 +283,74 @@ def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatc
     assert list(measure_recipes.missing(["quickstart"], 1)) == [(RECIPES["quickstart"], 0)]
 
 
-def test_a_recipe_that_fails_does_not_keep_the_others_from_being_measured(measure_recipes, monkeypatch, capsys):
-    def measure(recipe, seed, *_):
-        if recipe.name == "quickstart":
-            raise SettingError("The LR finder has no suggestion.")
-        measured.append((recipe.name, seed))
+@pytest.fixture
+def own_records(measure_recipes, monkeypatch, tmp_path):
+    """A folder for the records, and a page of its own."""
+    page = tmp_path / "recipes.md"
+    page.write_text("<!-- measured: begin -->\n<!-- measured: end -->\n")
+    for name, value in (("RECORDS", tmp_path / "evidence"), ("PAGE", page)):
+        monkeypatch.setattr(measure_recipes, name, value)
+    monkeypatch.setattr(evidence, "MEASURED", tmp_path / "measured.json")
+    return tmp_path
 
-    measured = []
-    monkeypatch.setattr(measure_recipes, "measure", measure)
-    monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [])
-    monkeypatch.setattr(measure_recipes, "sources", lambda *_: {"digits": "digits", "cifar10": None})
-    names = ["quickstart", "speedrun", "folder"]
-    monkeypatch.setattr(sys, "argv", ["measure_recipes.py", *names, "--seeds", "2"])
-    with pytest.raises(SystemExit, match=r"^Not measured: quickstart\.$"):
+
+def test_a_recipe_that_fails_is_kept_as_failed_and_the_others_are_measured(
+    measure_recipes, own_records, monkeypatch, capsys
+):
+    def measure(recipe, seed, *_):
+        tried.append((recipe.name, seed))
+        if recipe.name == "quickstart" and seed not in works:
+            raise ValueError("The loss is\nno number.")
+        measure_recipes.keep(recipe, record(seed))
+
+    def command(*more):
+        tried.clear()
+        monkeypatch.setattr(sys, "argv", ["measure_recipes.py", *names, "--seeds", "2", "--out", "runs", *more])
         measure_recipes.main()
-    assert measured == [("speedrun", 0), ("speedrun", 1)]
+
+    tried, works, names = [], {0}, ["quickstart", "speedrun", "folder"]
+    monkeypatch.setattr(measure_recipes, "measure", measure)
+    monkeypatch.setattr(measure_recipes, "check_images", lambda *_: None)
+    monkeypatch.setattr(measure_recipes, "sources", lambda *_: {"digits": "digits", "cifar10": None})
+    with pytest.raises(SystemExit, match=r"^Not measured: quickstart\.$"):
+        command()
+    assert tried.count(("speedrun", 1)) == 1 and len(tried) == 4
     said = capsys.readouterr().out
-    assert "quickstart, seed 1: The LR finder has no suggestion." in said and "folder: needs --photos" in said
+    assert "quickstart, seed 1: The loss is" in said and "folder: needs --photos" in said
+    (failed,) = measure_recipes.kept_of(RECIPES["quickstart"])["failed"]
+    assert (failed["seed"], failed["error"]) == (1, "ValueError: The loss is\nno number.") and failed["date"]
+    page = measure_recipes.PAGE.read_text()
+    assert "- `quickstart`: seeds 0: 1 of 2 seeds, 1 failed (seed 1, ValueError: The loss is no number.); cif" in page
+    command()
+    assert tried == []  # what failed is not run again
+    works.add(1)
+    command("--retry")
+    assert tried == [("quickstart", 1)] and "- `quickstart`: seeds 0, 1; cifar10" in measure_recipes.PAGE.read_text()
+    assert measure_recipes.kept_of(RECIPES["quickstart"])["failed"] == []
+    monkeypatch.setattr(measure_recipes, "measure", lambda *_: sys.exit("Interrupted"))
+    names[:] = ["custom-resnet-adam"]
+    with pytest.raises(SystemExit, match="Interrupted"):
+        command()
+    assert measure_recipes.kept_of(RECIPES["custom-resnet-adam"]) == {"runs": [], "failed": []}
+
+
+def test_the_page_has_the_paired_difference_over_the_seeds_in_common(measure_recipes, own_records):
+    a, b = RECIPES["custom-resnet-best"], RECIPES["custom-resnet-page"]
+    for recipe, accuracies in ((a, (0.95, 0.951, 0.955, 0.96)), (b, (0.94, 0.939, 0.946))):
+        for seed, accuracy in enumerate(accuracies, start=1 if recipe is b else 0):
+            measure_recipes.keep(recipe, record(seed, accuracy))
+    values = np.array([0.951 - 0.94, 0.955 - 0.939, 0.96 - 0.946])
+    expected = scipy.stats.ttest_1samp(100 * values, 0).confidence_interval(0.95)
+    said = f"+1.37 points (95% interval {expected.low:+.2f} to {expected.high:+.2f}, 3 seeds)"
+    assert measure_recipes.difference(a, b) == said
+    page = "\n".join(measure_recipes.generated(measure_recipes.with_summary(measure_recipes.summarise_all())))
+    assert f"- `{a.name}` less `{b.name}`: {said}\n" in page
+    measure_recipes.keep(b, record(3, 0.97))  # one seed the other way
+    said = measure_recipes.difference(a, b)
+    assert said.startswith("+0.57 points (95% interval -") and said.endswith("3 seeds): not shown")
+    measure_recipes.keep(RECIPES["custom-resnet-fast"], record(1, 0.94))
+    said = measure_recipes.difference(RECIPES["custom-resnet-fast"], b)
+    assert said == "+0.00 points with one seed, which has no interval: not shown; 10 epochs against 24"
 
 
 def test_random_weights_are_not_measured_as_pretrained_ones(measure_recipes, monkeypatch, tmp_path):
@@ -267,10 +366,11 @@ def test_a_record_names_all_that_its_run_was_started_on(measure_recipes, monkeyp
     machine = {"processor": "CPU", "cores": 2, "threads": 1, "vision_wrapper": "1", "torch": "2", "commit": "abc"}
     for gpu, precision in ((None, "fp32"), (None, "fp32"), ("some GPU", "bf16")):
         monkeypatch.setattr(measure_recipes, "machine", lambda gpu=gpu: {**machine, "gpu": gpu})
+        # What is by hand is done in float32 on the processor alone.
         recipe = RECIPES["quickstart"].changed(precision=precision)
         measure_recipes.note_start(tmp_path / "seed-0", recipe, ", by hand")
     assert measure_recipes._made_on(tmp_path / "seed-0") == {
-        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, bf16, by hand",
+        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, bf16",
         "version": "1", "torch": "2", "commit": "abc",
     }  # fmt: skip
 
@@ -290,9 +390,14 @@ def test_a_part_of_cifar10_is_not_measured_on(measure_recipes, image_folder, tmp
         measure_recipes.cifar10(str(image_folder), str(tmp_path / "cache"))
 
 
-def test_the_tables_of_trials_are_what_the_records_say(measure_recipes, monkeypatch):
+@pytest.fixture
+def try_means(measure_recipes, monkeypatch):
     monkeypatch.setitem(sys.modules, "measure_recipes", measure_recipes)
-    try_means = importlib.import_module("try_means")
+    monkeypatch.delitem(sys.modules, "try_means", raising=False)
+    return importlib.import_module("try_means")
+
+
+def test_the_tables_of_trials_are_what_the_records_say(try_means):
     page = try_means.PAGE.read_text()
     for study in try_means.STUDIES:
         filled = try_means.filled(page, f"tried, {study}", try_means.generated(study))
@@ -304,3 +409,37 @@ def test_the_tables_of_trials_are_what_the_records_say(measure_recipes, monkeypa
     for name, study in try_means.STUDIES.items():
         plans = [try_means.settings_of(name, trial) for trial in study.trials]
         assert len(set(plans)) == len(plans)  # each differs
+
+
+def test_a_row_of_trials_is_over_the_seeds_that_the_base_has_too(try_means, monkeypatch, tmp_path):
+    monkeypatch.setattr(try_means, "TRIALS", tmp_path / "trials.json")
+    monkeypatch.setattr(try_means, "write_page", lambda: None)
+    more = {"study": "whitened", "hardware": "CPU", "torch": "2"}
+    for trial, accuracies in (
+        ("as it is", {0: 0.90, 1: 0.92}),
+        ("random flip", {0: 0.91, 1: 0.94, 2: 0.10}),
+        ("black padding", {5: 0.80}),
+    ):
+        for seed, accuracy in accuracies.items():
+            try_means.keep({**more, "trial": trial, "seed": seed, "accuracy": accuracy})
+    rows = list(try_means.generated("whitened"))
+    low, high = (100 * bound for bound in mean_interval([0.01, 0.02], 1 / 5000))
+    assert "| as it is | 91.00 |  | 2 |" in rows and "| without whitening | not tried | | |" in rows
+    assert f"| random flip | 92.50 | +1.50 ({low:+.2f} to {high:+.2f}), not shown | 2 |" in rows
+    assert "| black padding | 80.00 | no seed in common | 1 |" in rows
+    found = try_means.missing(SimpleNamespace(study="whitened", trials=["random flip"], seeds=4))
+    assert list(found) == [("as it is", 2), ("as it is", 3), ("random flip", 3)]  # the base goes along
+    for change in ({"split": 7}, {"trained": 20_000}, {"judged": 4_000}):  # others images: nothing was tried on them
+        other = replace(try_means.STUDIES["whitened"], **change)
+        with monkeypatch.context() as changed:
+            changed.setitem(try_means.STUDIES, "whitened", other)
+            assert try_means.kept_runs() == []
+
+
+def test_a_closed_study_is_not_gone_on_with(try_means, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["try_means.py", "short", str(tmp_path)])
+    with pytest.raises(SystemExit, match="'short' is closed: the average of weights began at the random weights"):
+        try_means.main()
+    short = try_means.STUDIES["short"]
+    monkeypatch.setitem(try_means.STUDIES, "short", replace(short, closed=""))  # opened, it has no records
+    assert not [run for run in try_means.kept_runs() if run["study"] == "short"]

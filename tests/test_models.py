@@ -1,5 +1,6 @@
 """Every network of MODELS."""
 
+import math
 import os
 import pickle
 import random
@@ -166,6 +167,21 @@ def test_the_whitened_network_learns_shifts_and_no_scales():
         model(torch.rand(1, 3, 8, 8))
     with pytest.raises(SettingError, match="three numbers"):
         models.WhitenedConvNet(widths=(4, 8))
+
+
+def test_the_shifted_batch_norm_has_airbenchs_constants():
+    norm = NORMS["shift"](1)
+    x = torch.tensor([0.0, 4e-3]).view(2, 1, 1, 1)  # variance 4e-6: torch's eps of 1e-5 would leave half of it
+    assert norm(x).flatten().tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)
+    # From 0 and 1, four tenths of the way to the batch's mean and unbiased variance.
+    assert norm.running_mean.item() == pytest.approx(0.4 * 2e-3)
+    assert norm.running_var.item() == pytest.approx(0.6 + 0.4 * 8e-6, rel=1e-6)
+
+
+def test_celu_has_pages_alpha():
+    x = torch.tensor([-1.0, -0.075, -0.01, 0.5])
+    expected = [0.075 * math.expm1(min(v, 0) / 0.075) + max(v, 0) for v in x.tolist()]
+    assert ACTIVATIONS["celu"]()(x).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_dropout_acts_in_training_alone():

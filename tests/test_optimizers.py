@@ -11,7 +11,7 @@ from vision_wrapper import data, models
 from vision_wrapper.errors import OtherModelError, SettingError
 from vision_wrapper.models import build_model
 from vision_wrapper.recipes.verify import _leaves  # every value, bit for bit
-from vision_wrapper.trainer import Lookahead, Muon, Trainer, schedules
+from vision_wrapper.trainer import Lookahead, Muon, Trainer, optimizers, schedules
 from vision_wrapper.trainer.optimizers import orthogonalised
 from vision_wrapper.trainer.precision import cpu_has_bf16
 
@@ -52,6 +52,30 @@ def test_muon_steps_filters_by_an_orthogonal_matrix_of_its_rate():
     step = (at_norm - conv.weight.detach()).flatten(1) / 0.1
     rounding = 1e-2 if cpu_has_bf16() else 1e-4  # orthogonalised in bf16
     assert torch.allclose(step, orthogonalised(gradient.flatten(1)).float(), atol=rounding)  # momentum scales, no more
+
+
+def orthogonalised_as_in_airbench(matrix):
+    """Three iterations of Newton and Schulz, in float32."""
+    x = matrix / matrix.norm()
+    for _ in range(3):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_is_airbenchs_step_for_filters(monkeypatch):
+    monkeypatch.setattr(optimizers, "cpu_has_bf16", lambda: False)  # in float32
+    conv = nn.Conv2d(4, 6, 3, bias=False)
+    expected, buffer = conv.weight.detach().clone(), torch.zeros_like(conv.weight)
+    optimizer = Muon(conv.parameters(), lr=0.24)
+    for seed in range(4):
+        gradient = with_gradients(conv, seed).weight.grad.clone()
+        optimizer.step()
+        buffer = 0.6 * buffer + gradient
+        direction = gradient + 0.6 * buffer
+        expected = expected * 6**0.5 / expected.norm()
+        expected -= 0.24 * orthogonalised_as_in_airbench(direction.flatten(1)).view_as(expected)
+        assert torch.allclose(conv.weight, expected, atol=1e-5), seed
 
 
 def test_muon_is_nesterov_sgd_for_all_but_filters():

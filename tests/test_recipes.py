@@ -24,7 +24,7 @@ from vision_wrapper.errors import (
     VisionWrapperError,
 )
 from vision_wrapper.recipes import RECIPES
-from vision_wrapper.trainer import Callback
+from vision_wrapper.trainer import Callback, Muon
 
 RUN_FILES = {
     "recipe.json", "history.csv", "history.json", "last.ckpt", "best.safetensors", "predictions.npz", "mistakes.csv",
@@ -158,6 +158,72 @@ def test_the_plateau_of_the_published_resnet18():
     assert (found.factor, found.patience, found.mode) == (0.2, 3, "max")
 
 
+ALTERNATING = (data.Pad(4, "reflect"), data.RandomCrop(), data.AlternatingFlip())
+MUON = {"momentum": 0.6, "sgd_momentum": 0.85}
+NESTEROV = {"momentum": 0.9, "nesterov": True}
+# As the table "The same networks, further" has them: network; class, rate and further defaults of the optimizer; rates
+# of filters, of norms and biases and of the head; their weight decays; the highest rate, as a part of the first one,
+# and its epoch; batch, epochs; augmentation; label smoothing; the head's scale.
+FURTHER = {
+    "custom-resnet-page": (
+        "custom_resnet", torch.optim.SGD, NESTEROV, (0.4, 0.4, 0.4), (5e-4, 0, 5e-4), (0.4, 5), 512, 24,
+        (data.Pad(4, "reflect"), data.RandomCrop(), data.Flip(), data.Cutout(8)), 0.0, 0.125,
+    ),
+    "custom-resnet-fast": (
+        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.5), (5e-4, 0, 5e-4), (None, 0), 512, 10, ALTERNATING, 0.2, 0.125,
+    ),
+    "custom-resnet-best": (
+        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.5), (5e-4, 0, 5e-4), (None, 0), 512, 24,
+        (*ALTERNATING, data.Cutout(8, fill="mean")), 0.2, 0.125,
+    ),
+    "resnet18-best": (
+        "resnet18", torch.optim.SGD, NESTEROV, (0.2, 0.2, 0.2), (5e-4, 0, 5e-4), (0.2, 8), 256, 40,
+        (*ALTERNATING, data.Cutout(12, fill="mean")), 0.1, 1.0,
+    ),
+    "resnet18-layernorm-best": (
+        "resnet18", torch.optim.AdamW, {}, (1e-3, 1e-3, 1e-3), (0.05, 0, 0.05), (1e-3, 8), 128, 40,
+        (*ALTERNATING, data.Cutout(12, fill="mean")), 0.1, 1.0,
+    ),
+    "speedrun": (
+        "whitened_convnet", Muon, MUON, (0.24, 106.0, 1.66), (2.4e-3, 0, 2.4e-3), (None, 0), 2000, 8,
+        (data.Pad(2, "reflect"), *ALTERNATING[1:]), 0.2, 1 / 9,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_every_further_recipe_as_its_page_says(name):
+    recipe = RECIPES[name]
+    network, kind, defaults, rates, decays, (highest, peak), batch, epochs, operations, smoothing, scale = FURTHER[name]
+    assert (recipe.model, recipe.batch_size, recipe.epochs) == (network, batch, epochs)
+    assert (recipe.label_smoothing, recipe.head_scale, recipe.drop_last) == (smoothing, scale, True)
+    assert data.augmentation(recipe.augment, **recipe.augment_args) == operations
+    plain = recipe.changed(head_scale=1.0)  # a scaled head has its rate and decay scaled too
+    optimizer = plain.build_optimizer(plain.build_model(10))
+    assert type(optimizer) is kind and defaults.items() <= optimizer.defaults.items()
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    for group, rate, decay in zip(("body", "body_norms_biases", "head"), rates, decays, strict=True):
+        assert (groups[group]["lr"], groups[group]["weight_decay"]) == (rate, decay), group
+    found = recipe.build_schedule().preview(epochs, 100)
+    top = max(0, peak * 100 - 1)
+    assert found[top] == max(found) == pytest.approx(highest or found[0]) and found[-1] < 0.01 * max(found)
+    slopes = np.diff(found[top:])
+    assert slopes == pytest.approx(slopes.mean(), rel=1e-3) and slopes.mean() < 0  # linear
+
+
+def test_folder_as_its_page_says():
+    recipe = RECIPES["folder"]
+    assert (recipe.model, recipe.model_args, recipe.pretrained) == (
+        "resnet18",
+        {"stem": "imagenet"},
+        "IMAGENET1K_V1",
+    )
+    assert (recipe.freeze_epochs, recipe.val_fraction, recipe.normalisation) == (2, 0.15, "imagenet")
+    optimizer = recipe.changed(pretrained=None).build_optimizer(recipe.changed(pretrained=None).build_model(3))
+    rates = {group["name"].split("_")[0]: group["lr"] for group in optimizer.param_groups}
+    assert rates["body"] == pytest.approx(rates["head"] / 10)
+
+
 def test_a_peak_keeps_its_fraction():
     recipe = RECIPES["custom-resnet-onecycle"].changed(epochs=12)
     assert recipe.schedule_args["peak_epoch"] == 2.5
@@ -204,6 +270,23 @@ def test_texts_of_a_recipe_change_no_run(images, tmp_path):
     del identity["recipe"]["whiten"]  # a run from before the field was there
     (first.run_dir / "recipe.json").write_text(json.dumps(identity))
     assert recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[]).finished
+
+
+def test_what_a_recipe_says_of_the_training_reaches_the_trainer(images, tmp_path):
+    class Look(Callback):
+        def on_fit_start(self, run):
+            trainer = run.trainer
+            said = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([1])
+            found.append((trainer.ema, trainer.accumulate, trainer.precision, float(trainer.loss_fn(*said))))
+
+    found, recipe = [], reduced("quickstart").changed(epochs=1)
+    changed = {"label_smoothing": 0.3, "ema": 0.9, "accumulate": 2, "precision": "bf16"}
+    for settings in ({}, changed):
+        recipes.run(recipe, data=images, out=tmp_path / str(len(found)), callbacks=[Look()], device="cpu", **settings)
+    log_shares = torch.tensor([2.0, 0.0, 0.0]).log_softmax(0)
+    smoothed = -(0.7 * log_shares[1] + 0.3 * log_shares.mean())
+    assert found[0][:2] == (None, 1) and found[0][3] == pytest.approx(float(-log_shares[1]))
+    assert found[1] == (0.9, 2, "bf16", pytest.approx(float(smoothed)))
 
 
 @pytest.mark.parametrize("more", [0, 2])

@@ -6,16 +6,25 @@ summary of the records, `measured.json` beside this file, is where `Recipe.expec
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import read_json
+from vision_wrapper.data import augmentation
+from vision_wrapper.errors import DataError
+from vision_wrapper.models import MODELS, parameter_groups
 from vision_wrapper.recipes.recipe import INFORMATIVE, Expected, Recipe
+from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES
+from vision_wrapper.trainer.views import views_of
 
+CONFIDENCE = 0.95
 MEASURED = Path(__file__).with_name("measured.json")
 
 
@@ -24,9 +33,46 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.as_dict().items() if name not in {*INFORMATIVE, "name", "seed"}}
 
 
-def same_settings(kept: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether the settings of a record are the recipe's; fields that came later have their default in it."""
-    return {**settings_of(Recipe("default", "")), **kept} == settings_of(recipe)
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """What the names in a recipe's settings stand for, as plain values: it may change while the names stay.
+
+    Only what is data: default arguments of this library's own (torch's go with its version, which records name), the
+    augmentation's operations and the weights of the views.
+    """
+    operations = augmentation(recipe.augment, **recipe.augment_args)
+    found = {
+        "model": _arguments(MODELS[recipe.model], recipe.model_args),
+        "optimizer": _arguments(OPTIMIZERS[recipe.optimizer], recipe.optimizer_args),
+        "schedule": {} if recipe.schedule is None else _arguments(SCHEDULES[recipe.schedule], recipe.schedule_args),
+        "groups": {} if recipe.groups is None else _arguments(parameter_groups, recipe.groups),
+        "augment": [[type(operation).__name__, asdict(operation)] for operation in operations],
+        "tta": [view.weight for view in views_of(recipe.tta)],
+    }
+    return json.loads(json.dumps(found))  # lists, not tuples
+
+
+def _arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments given, with the defaults of those that are not."""
+    if not function.__module__.startswith("vision_wrapper."):
+        return dict(given)
+    parameters = inspect.signature(function).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **given}
+
+
+def meaning(recipe: Recipe) -> dict[str, Any]:
+    """What a record says of what was run."""
+    return {"settings": settings_of(recipe), "resolved": resolved(recipe)}
+
+
+def same_meaning(kept: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a record is of the recipe as it is; fields and arguments that came later have their default in it."""
+    if "resolved" not in kept:
+        return False
+    settings, then = {**settings_of(Recipe("default", "")), **kept["settings"]}, kept["resolved"]
+    return settings == settings_of(recipe) and all(
+        then[name] == now or (isinstance(now, dict) and {**now, **then[name]} == now)
+        for name, now in resolved(recipe).items()
+    )
 
 
 @cache
@@ -37,13 +83,17 @@ def _measured() -> dict[str, Any]:
 def with_expected(recipe: Recipe) -> Recipe:
     """The recipe with what was measured with just these settings; as it is where nothing was."""
     found = _measured().get(recipe.name)
-    if found is None or not same_settings(found["settings"], recipe):
+    if found is None or not same_meaning(found, recipe):
         return recipe
     return replace(recipe, expected=Expected(**found["expected"]))
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
-    """The records of one recipe's runs, one a seed, as `Expected`."""
+    """The records of one recipe's runs, one a seed, as `Expected`.
+
+    Raises `DataError` where they are of different images.
+    """
+    check_one_data(records)
     accuracies = [record["accuracy"] for record in records]
     tta_accuracies = [record["tta_accuracy"] for record in records]
     return Expected(
@@ -60,6 +110,13 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
     )
 
 
+def check_one_data(records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `DataError` for records of different images; those from before the fingerprints were kept pass."""
+    contents = {json.dumps(record["content"], sort_keys=True) for record in records if "content" in record}
+    if len(contents) > 1:
+        raise DataError(f"Records of different images have no common mean: {'; '.join(sorted(contents))}.")
+
+
 def _deviation(accuracies: Sequence[float]) -> float | None:
     return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
@@ -74,7 +131,10 @@ COLUMNS = ("recipe", "epochs", "published", "goal", "measured", "with averaging"
 
 
 def rows(recipes: Mapping[str, Recipe]) -> list[dict[str, str]]:
-    """A row a recipe, by `COLUMNS`; accuracies in percent of the test set, after the last epoch."""
+    """A row a recipe, by `COLUMNS`; accuracies in percent of the test set, after the last epoch.
+
+    With averaging, the kind of it (of `VIEWS`) follows the figure: unlike kinds are not to be compared.
+    """
     return [_row(recipe) for recipe in recipes.values()]
 
 
@@ -100,19 +160,31 @@ def _row(recipe: Recipe) -> dict[str, str]:
     without, with_averaging = goal or (None, None)
     row["measured"] = _reached(found.accuracy, found.spread, without, found.seeds)
     if found.tta_accuracy is not None:
-        row["with averaging"] = _reached(found.tta_accuracy, found.tta_spread, with_averaging, found.seeds)
+        reached = _reached(found.tta_accuracy, found.tta_spread, with_averaging, found.seeds, recipe.tta)
+        row["with averaging"] = reached
     return {**row, "seeds": str(found.seeds), "images a second": f"{found.images_per_second:.0f}"}
 
 
-def _reached(accuracy: float, spread: float | None, goal: float | None, seeds: int) -> str:
+def _reached(accuracy: float, spread: float | None, goal: float | None, seeds: int, tta: str | None = None) -> str:
     between_seeds = "" if spread is None else f" ± {100 * spread:.2f}"
-    return f"{100 * accuracy:.2f}{between_seeds}{_distance(accuracy, goal, seeds)}"
+    notes = [note for note in (tta, _distance(accuracy, spread, goal, seeds)) if note]
+    return f"{100 * accuracy:.2f}{between_seeds}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _distance(reached: float, goal: float | None, seeds: int) -> str:
-    """Whether a goal is met, or by how many points it is missed; one seed may have been a lucky one."""
+def _distance(reached: float, spread: float | None, goal: float | None, seeds: int) -> str:
+    """Whether a goal is met, or by how many points it is missed; a mean may be met by chance."""
     if goal is None:
         return ""
-    reached_it = "met" if seeds > 1 else "met by one seed"
     # A mean of ten-thousandths may come out a rounding error below the goal that it is.
-    return f" ({reached_it})" if reached >= goal - 1e-9 else f" ({100 * (goal - reached):.2f} short)"
+    if reached < goal - 1e-9:
+        return f"{100 * (goal - reached):.2f} short"
+    if spread is None:
+        return "met by one seed"
+    return "met" if reached - half_interval(spread, seeds) >= goal else "met, not shown to be above"
+
+
+def half_interval(deviation: float, count: int) -> float:
+    """Half of Student's 95% interval of the mean of `count` values, at least two, of this standard deviation."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(count)

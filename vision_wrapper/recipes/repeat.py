@@ -13,14 +13,13 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
+from vision_wrapper.recipes.evidence import half_interval
 from vision_wrapper.recipes.identity import read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
 from vision_wrapper.recipes.run import run, source_of
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -238,10 +237,7 @@ def mean_interval(values: Sequence[float], resolution: float) -> tuple[float, fl
     """
     if len(values) < 2:
         return None
-    from scipy.special import stdtrit
-
-    deviation = max(statistics.stdev(values), resolution / math.sqrt(12))
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(len(values))
+    half = half_interval(max(statistics.stdev(values), resolution / math.sqrt(12)), len(values))
     mean = statistics.fmean(values)
     return mean - half, mean + half
 

@@ -19,10 +19,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """average = d * average + (1 - d) * weight, with d = min(decay, 1 - 1 / steps), as in the authors' code.
+        """average = d * average + (1 - d) * weight, with d = min(decay, 1 - 1 / steps), steps counted from 1.
 
-        Over the first steps it is the plain mean: the random weights of the beginning have no part in it, unless fp16
-        skips a first step.
+        The authors' code has 1 - 1 / (steps + 1), one step later: there the beginning counts as a step too. Here the
+        average is the plain mean over the first steps, and the random weights of the beginning have no part in it,
+        unless fp16 skips a first step.
         """
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)
