@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import command, reduced
 
 import vision_wrapper as vw
@@ -471,6 +472,37 @@ def test_other_images_of_the_same_name_are_another_run(images, tmp_path):
     recipe = reduced("quickstart")
     recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
     other = data.leave_out(images, test=[0, 1, 2])
+    with pytest.raises(OtherRunError, match="its images were others"):
+        recipes.run(recipe, data=other, out=tmp_path / "run", callbacks=[])
+
+
+@pytest.mark.parametrize("file", ["test/dog/19.png", "val/dog/7.png", "train/cat/23.png"])
+def test_a_single_photograph_that_was_replaced_makes_it_another_run(file, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 24), ("test", 24)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
+    recipe = reduced("quickstart").changed(epochs=1, batch_size=8)
+    run = recipes.run(recipe, data=tmp_path / "images", out=tmp_path / "run", callbacks=[])
+    (tmp_path / "images").rename(tmp_path / "moved")
+    (tmp_path / "images").symlink_to(tmp_path / "moved")  # the same images, wherever they lie
+    assert len(recipes.evaluate_run(run.run_dir)) == 48
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / file)
+    with pytest.raises(OtherRunError, match="holds other images"):
+        recipes.evaluate_run(run.run_dir)
+    with pytest.raises(OtherRunError, match="its images were others"):
+        recipes.run(recipe, data=tmp_path / "images", out=tmp_path / "run", callbacks=[])
+
+
+def test_one_pixel_of_images_in_memory_makes_it_another_run(images, tmp_path):
+    recipe = reduced("quickstart").changed(epochs=1)
+    recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    pixels = images.test.images.copy()
+    pixels[3, 5, 5, 0] ^= 1
+    other = data.from_arrays((images.train.images, images.train.labels), (pixels, images.test.labels), images.classes)
     with pytest.raises(OtherRunError, match="its images were others"):
         recipes.run(recipe, data=other, out=tmp_path / "run", callbacks=[])
 
