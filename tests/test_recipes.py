@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -458,6 +459,15 @@ def test_an_unreadable_test_image_is_found_before_training(image_folder, tmp_pat
     with pytest.warns(UserWarning, match="Left out"):
         result = recipes.run(recipe, data=str(image_folder), out=tmp_path / "run", callbacks=[], skip_unreadable=True)
     assert len(result.predictions) == 3
+
+
+def test_a_class_whose_folder_is_not_named_in_utf8_has_its_run(image_folder, tmp_path):
+    for part in ("train", "test"):
+        os.rename(image_folder / part / "dog", os.fsencode(image_folder / part) + b"/caf\xe9")
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    run = recipes.run(recipe, data=image_folder, out=tmp_path / "run", callbacks=[])
+    assert run.finished and r"caf\udce9" in (run.run_dir / "report.html").read_text()
+    assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()
 
 
 def test_a_run_is_evaluated_from_another_folder(image_folder, tmp_path, monkeypatch):
