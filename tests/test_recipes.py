@@ -526,6 +526,17 @@ def test_a_part_of_a_named_data_set_is_not_taken_for_the_whole(tmp_path):
     assert "passed in Python, called" in (run.run_dir / "report.html").read_text()
 
 
+def test_data_that_were_passed_are_passed_again_to_evaluate(images, image_folder, tmp_path):
+    recipe = reduced("quickstart").changed(epochs=1)
+    run = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    with pytest.raises(SettingError, match=r"called 'arrays', were passed in Python.*evaluate_run\(folder, data="):
+        recipes.evaluate_run(run.run_dir)
+    assert "passed in Python" in command("evaluate", run.run_dir, cwd=tmp_path, expect=2)
+    assert len(recipes.evaluate_run(run.run_dir, data=images)) == len(run.predictions)
+    with pytest.raises(OtherRunError, match="holds other images"):
+        recipes.evaluate_run(run.run_dir, data=image_folder)
+
+
 def test_a_folder_with_the_name_of_a_data_set_is_a_folder(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image_folder.rename(tmp_path / "digits")
