@@ -398,6 +398,12 @@ def test_preprocess_goes_to_another_process_without_what_it_keeps_on_a_device():
     assert arrived == preprocess and vars(arrived).keys() == {"size", "channels", "mean", "std"}
 
 
+def test_whole_numbers_of_numpy_make_loaders(tiny):
+    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0))
+    assert type(loaders.train.batch_size) is int and type(loaders.train.num_workers) is int
+    assert len(next(iter(loaders.train))[0]) == 8
+
+
 def test_describe_tells_runs_apart(tiny):
     import json
 

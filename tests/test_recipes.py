@@ -326,6 +326,9 @@ def test_unknown_names_are_named():
         ({"augment_args": {"pad": "a"}}, "pad must be"),
         ({"augment_args": {"pad": -1}}, "pad must be"),
         ({"augment_args": {"degrees": None}}, "degrees must be"),
+        ({"channels": True}, "channels must be"),
+        ({"channels": "rgb"}, "channels must be"),
+        ({"size": 100_000}, "size must be .* from 1 to 4096"),
     ],
 )
 def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):

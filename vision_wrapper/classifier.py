@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vision_wrapper import __version__
 from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
 from vision_wrapper._lookup import Table
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.preprocess import Preprocess
@@ -86,8 +87,7 @@ class Classifier:
             DataNotFoundError: a file is not there.
             DataError: a file is no image, or something is no raw image.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        batch_size = whole_number("batch_size", batch_size, 1)
         with preserve_mode(self.model), torch.no_grad():
             self.model.eval()
             return [
