@@ -45,7 +45,7 @@ def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | N
                 scale = max(decode_size) / min(image.size)  # whichever way it is then turned
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
-            return from_pil(image, channels) if plain is None else plain
+            return _pixels_of(image, channels) if plain is None else plain
     except FileNotFoundError as error:
         raise DataNotFoundError(
             f"There is no image file {path}. If it was there, it has been moved or removed."
@@ -77,7 +77,22 @@ def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
 
 
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
-    """A PIL image of any mode as uint8 (H, W, channels); see `decode`."""
+    """A PIL image of any mode as uint8 (H, W, channels); see `decode`.
+
+    Raises `DataError` for one that cannot be decoded, as Pillow reads a file only when its pixels are asked for.
+    """
+    try:
+        return _pixels_of(image, channels)
+    except MemoryError:
+        raise  # says nothing of the image
+    except Exception as error:  # damage shows as any error of the decoders
+        raise DataError(
+            f"The PIL image {getattr(image, 'filename', '') or repr(image)} cannot be decoded ({error}). Its file is "
+            "damaged, or was closed before its pixels were read: open it again, or pass its path."
+        ) from error
+
+
+def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
         image = ImageOps.exif_transpose(image)
