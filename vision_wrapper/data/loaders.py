@@ -118,7 +118,7 @@ def _train_and_val(data: ImageData, val_fraction: float, seed: int) -> tuple[Spl
         return data.train, data.val
     if data.val is not None:
         raise SettingError(f"{data.name} has a validation split of its own; leave out val_fraction.")
-    rest, held_out = stratified_split(data.train.labels, val_fraction, seed, data.classes)
+    rest, held_out = stratified_split(data.train.labels, val_fraction, seed, data.classes, "val_fraction")
     return Subset(data.train, rest), Subset(data.train, held_out)
 
 
