@@ -203,6 +203,16 @@ def test_csv(tmp_path):
         mistakes.to_csv(tmp_path / "m.csv" / "below.csv")
 
 
+def test_csv_of_names_with_line_breaks(tmp_path):
+    names = ("a\rb", "c\nd", "e\r\nf")
+    mistakes = Predictions(torch.eye(3), [1, 2, 0], classes=names).mistakes("index")
+    mistakes.to_csv(tmp_path / "m.csv")
+    with open(tmp_path / "m.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted_name"] for row in rows] == list(names)
+    assert [row["true_name"] for row in rows] == [*names[1:], names[0]]
+
+
 def test_saved_and_loaded(tmp_path):
     p = random_predictions(indices=np.arange(400)[::-1].copy(), classes=CLASSES)
     p.save(tmp_path / "p.npz")

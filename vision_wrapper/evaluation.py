@@ -194,7 +194,8 @@ class Mistakes(Sequence[Mistake]):
     def to_csv(self, path: PathLike) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
         text = io.StringIO()
-        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\n")
+        # With another end of line, a "\r" in a name would not be quoted, and would read back as a new row.
+        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\r\n")
         table.writeheader()
         table.writerows(asdict(mistake) for mistake in self)
         write_text(path, text.getvalue())
