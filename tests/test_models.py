@@ -406,7 +406,7 @@ WRONG_WIDTHS = ([4, 8, 16, -1], [4, 8, 16, 1.5], [4, 8, 16, 0], "abcd", "abc", 0
 @pytest.mark.parametrize("name", ["custom_resnet", "whitened_convnet", "resnet18"])
 def test_whole_numbers_of_numpy_are_whole_numbers(name):
     widths = {key: np.array(value) for key, value in SMALL_OF.get(name, {}).items()}
-    model = build_model(name, num_classes=np.int64(3), in_channels=np.int32(1), **widths)
+    model = build_model(name, num_classes=np.int64(3), in_channels=np.int32(1), **widths).eval()
     assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
     arguments = json.loads(json.dumps(model.architecture["arguments"]))
     assert repr(build_model(name, **arguments)) == repr(model)
