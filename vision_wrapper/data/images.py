@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +49,22 @@ def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | N
             plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
             return _pixels_of(image, channels) if plain is None else plain
     except FileNotFoundError as error:
-        raise DataNotFoundError(
-            f"There is no image file {path}. If it was there, it has been moved or removed."
-        ) from error
+        raise _not_there(path) from error
     except MemoryError:
         raise  # says nothing of the file
     except Exception as error:  # damage shows as any error of the decoders
+        if os.path.isdir(path):
+            raise DataError(f"{path} is a folder, not an image. Give the images in it, such as {path}/*.") from error
         raise DataError(
             f"{path} cannot be decoded as an image ({error or type(error).__name__}). Repair or remove it; of a "
             "folder, skip_unreadable=True (--skip-unreadable) leaves such files out."
         ) from error
+
+
+def _not_there(path: str | Path) -> DataNotFoundError:
+    if re.match("https?:/", str(path)):  # of two slashes, a Path keeps one
+        return DataNotFoundError(f"{path} is an address, which is not fetched. Download the image, and give its file.")
+    return DataNotFoundError(f"There is no image file {path}. If it was there, it has been moved or removed.")
 
 
 def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
