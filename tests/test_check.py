@@ -187,3 +187,26 @@ def test_real_images_have_near_duplicates(cifar_folder):
     images = data.ImageData("cars", cars["train"], cars["test"], ("automobile",))
     (finding,) = data.check(images, near_duplicates=True)
     assert finding.check == "near_duplicate" and 10 <= int(finding.message.split()[0]) <= 30
+
+
+class Wrapped(nn.Module):
+    """A network whose logits lie in something else, as those of HuggingFace do."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.inner = kind, nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return {"tuple": (logits, images), "dict": {"logits": logits}, "NoneType": None}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "NoneType"])
+def test_a_network_that_returns_no_tensor(kind, tiny):
+    loaders, model = data.make_loaders(tiny, batch_size=8), Wrapped(kind)
+    (finding,) = data.check(tiny, loaders, model)
+    assert finding.check == "output_type" and finding.severity == "error" and f"returned {kind}" in finding.message
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.1), callbacks=[])
+    for act in (lambda: trainer.fit(loaders.train, epochs=1), lambda: trainer.find_lr(loaders.train)):
+        with pytest.raises(DataError, match=f"returned {kind}. Wrap it"):
+            act()

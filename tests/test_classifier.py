@@ -378,6 +378,19 @@ def test_export_without_its_packages_or_with_another_format(classifier, tmp_path
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("name", "format"), [("x.pt2", "onnx"), ("x.onnx", "torch"), ("x.SAFETENSORS", "onnx")])
+def test_a_path_that_ends_as_another_format_does_is_refused(classifier, name, format, tmp_path):
+    with pytest.raises(SettingError, match=f"those of {format} end in"):
+        export(classifier, tmp_path / name, format)
+    assert not (tmp_path / name).exists()
+
+
+def test_classes_of_one_name_are_not_saved(tmp_path):
+    with pytest.raises(SettingError, match="got 'ape' more than once"):
+        save_classifier(tmp_path / "c", models.CustomResNet(**SMALL), PREPROCESS, ("ape", "bee", "ape"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_that_cannot_be_exported_writes_nothing(tmp_path):
     class Branching(Own):
         def forward(self, x):

@@ -1,13 +1,16 @@
 """The command line, from training to export."""
 
 import csv
+import os
+import shlex
 import subprocess
 import sys
 
 from PIL import Image
 from runs import command
 
-from vision_wrapper import data
+import vision_wrapper as vw
+from vision_wrapper import data, models
 from vision_wrapper.recipes import RECIPES
 
 
@@ -48,6 +51,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     assert "does not exist" in command("train", "--data", "./nowhere", cwd=tmp_path, expect=2)
     assert "Unknown setting" in command("train", "--set", "device=cuda", cwd=tmp_path, expect=2)
     assert "given twice" in command("train", "--epochs", 2, "--set", "epochs=3", cwd=tmp_path, expect=2)
+    assert "given twice" in command("train", "--set", "epochs=2", "--set", "epochs=3", cwd=tmp_path, expect=2)
     assert "--data digits" in command("train", "digits", cwd=tmp_path, expect=2)
     assert "is a folder" in command("predict", tmp_path, "x.png", cwd=tmp_path, expect=2)
     assert not (tmp_path / "runs").exists()
@@ -56,6 +60,24 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
 def test_recipes_lists_every_recipe(tmp_path):
     text = command("recipes", cwd=tmp_path)
     assert all(name in text for name in RECIPES)
+
+
+def test_predict_says_what_a_folder_and_an_address_are(tmp_path):
+    preprocess = data.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3)
+    vw.save_classifier(tmp_path / "c", models.CustomResNet(2, widths=(2, 2, 2, 2)), preprocess, ("a", "b"))
+    assert f"Give the images in it, such as {tmp_path}/*" in command("predict", "c", tmp_path, cwd=tmp_path, expect=1)
+    for address in ("https://example.org/cat.png", "http://example.org/cat.png"):
+        assert "is not fetched. Download" in command("predict", "c", address, cwd=tmp_path, expect=1)
+
+
+def test_outputs_that_are_closed_or_lack_letters_end_nothing(tmp_path):
+    """Of an output that cannot show a text the encoding is to blame: it is shown in escapes."""
+    main = [sys.executable, "-m", "vision_wrapper"]
+    narrow = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run([*main, "recipes"], env=narrow, capture_output=True, cwd=tmp_path)
+    assert shown.returncode == 0 and rb"\u2013" in shown.stdout
+    train = shlex.join([*main, "train", "--data", "./nowhere"])
+    assert subprocess.run(f"{train} 2>&-", shell=True, cwd=tmp_path).returncode == 2  # the library's own error
 
 
 def test_help_loads_no_torch(tmp_path):

@@ -206,6 +206,36 @@ def test_folder_errors(tmp_path, image_folder):
         data.load(image_folder)
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("Train", "Test"), r"Rename Test/ to test/, Train/ to train/"),
+        (("training", "validation"), "training/ to train/, validation/ to val/"),
+        (("Training", "Testing"), "Testing/ to test/, Training/ to train/"),
+        (("train", "test", "validation"), r"has validation/, but .*Rename validation/ to val/; or move"),
+        (("train", "test", "VALID"), "VALID/ to val/"),
+        (("Train", "test"), "Rename Train/ to train/"),
+    ],
+)
+def test_splits_spelled_otherwise_are_neither_classes_nor_passed_over(names, words, image_folder):
+    for name in names:
+        shutil.copytree(image_folder / "train", image_folder.parent / "other" / name)
+    with pytest.raises(DataError, match=words):
+        data.load(image_folder.parent / "other")
+
+
+def test_a_class_may_be_called_like_a_split(image_folder):
+    for source, name in (("dog", "testing"), ("cat", "valid")):
+        (image_folder / "train" / source).rename(image_folder / "train" / name)
+        (image_folder / "test" / source).rename(image_folder / "test" / name)
+    (image_folder / "validation").symlink_to(image_folder / "test")  # another name of what is read
+    assert data.load(image_folder).classes == ("testing", "valid")
+    (image_folder / "train" / "ham").mkdir()
+    Image.new("RGB", (4, 4)).save(image_folder / "train" / "ham" / "0.png")
+    Image.new("RGB", (4, 4)).save(image_folder / "train" / "ham" / "1.png")
+    assert len(data.load(image_folder / "train").classes) == 3
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "./cats", "cats.d"])
 def test_a_folder_that_does_not_exist(name):
     with pytest.raises(DataNotFoundError, match=r"does not exist. Expected .*train/CLASS"):

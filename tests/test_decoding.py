@@ -211,3 +211,19 @@ def test_an_augmentation_has_as_much_of_a_photograph_as_it_needs(tmp_path, augme
     loader = data.make_loaders(data.load(tmp_path), augment, size=64, num_workers=0).train
     image = image_for(loader.split, 0, loader._samples.decode_size)
     assert image.shape == shape
+
+
+@pytest.mark.parametrize("damage", ["truncated", "closed"])
+def test_a_pil_image_without_its_pixels_is_a_data_error(damage, tmp_path):
+    path = saved(Image.fromarray(random_images(1, 64)[0]), tmp_path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    image = Image.open(path)
+    if damage == "closed":
+        image.close()
+    preprocess = data.Preprocess(16, 3, (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(DataError, match=r"x\.png cannot be decoded .*open it again"):
+        preprocess(image)
+    classifier = vw.classifier.Classifier(torch.nn.Identity(), preprocess, ("a", "b"))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        classifier.predict([image])

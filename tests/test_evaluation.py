@@ -203,6 +203,16 @@ def test_csv(tmp_path):
         mistakes.to_csv(tmp_path / "m.csv" / "below.csv")
 
 
+def test_csv_of_names_with_line_breaks(tmp_path):
+    names = ("a\rb", "c\nd", "e\r\nf")
+    mistakes = Predictions(torch.eye(3), [1, 2, 0], classes=names).mistakes("index")
+    mistakes.to_csv(tmp_path / "m.csv")
+    with open(tmp_path / "m.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted_name"] for row in rows] == list(names)
+    assert [row["true_name"] for row in rows] == [*names[1:], names[0]]
+
+
 def test_saved_and_loaded(tmp_path):
     p = random_predictions(indices=np.arange(400)[::-1].copy(), classes=CLASSES)
     p.save(tmp_path / "p.npz")
@@ -368,3 +378,27 @@ def test_mistakes_print_as_a_table():
     assert table[0].split() == ["index", "true", "predicted", "confidence", "from"]
     assert table[1].split() == ["3", "1", "0", "63.0%", "index", "3"] and len(table) == 4
     assert str(random_predictions().mistakes()).splitlines()[-1].startswith("… and ")
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "words"),
+    [
+        (lambda p: p.roc(0.9), SettingError, r"names or indices from 0; got 0\.9"),
+        (lambda p: p.precision_recall(None), SettingError, "got None"),
+        (lambda p: p.top_k_accuracy(1.5), SettingError, r"whole number in 1\.\.5.* got 1\.5"),
+        (lambda p: p.top_k_accuracy(True), SettingError, "whole number"),
+        (lambda p: Predictions(p.logits[:1], ["cat"], classes=CLASSES), DataError, r"targets must .*classes\.index"),
+        (lambda p: Predictions(p.logits, None), DataError, "targets must be .* got NoneType"),
+        (lambda p: Predictions(None, p.targets), DataError, "logits must be .* got NoneType"),
+        (lambda p: Predictions(p.logits, p.targets, classes=(*"abca", "d")), SettingError, "'a' more than once"),
+    ],
+)
+def test_arguments_that_cannot_be(act, error, words):
+    with pytest.raises(error, match=words):
+        act(random_predictions(60, classes=CLASSES))
+
+
+def test_numpy_numbers_are_numbers():
+    predictions = random_predictions(60, classes=CLASSES)
+    assert predictions.top_k_accuracy(np.int64(5)) == 1.0 and predictions.roc(np.int64(0)).area
+    assert len(predictions.calibration(np.int64(5)).bins) == 5

@@ -398,6 +398,25 @@ def test_preprocess_goes_to_another_process_without_what_it_keeps_on_a_device():
     assert arrived == preprocess and vars(arrived).keys() == {"size", "channels", "mean", "std"}
 
 
+def test_a_class_too_small_for_val_fraction_says_how_many_it_needs(tmp_path):
+    for name, count in (("a", 9), ("b", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    images = data.load(tmp_path)  # one of the two is tested on
+    words = (
+        r"b has 1 image for training; at least two are needed, as val_fraction=0.1 .*three in a folder.*val_fraction=0"
+    )
+    with pytest.raises(DataError, match=words):
+        make_loaders(images, val_fraction=0.1)
+
+
+def test_whole_numbers_of_numpy_make_loaders(tiny):
+    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0))
+    assert type(loaders.train.batch_size) is int and type(loaders.train.num_workers) is int
+    assert len(next(iter(loaders.train))[0]) == 8
+
+
 def test_describe_tells_runs_apart(tiny):
     import json
 

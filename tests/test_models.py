@@ -1,5 +1,6 @@
 """Every network of MODELS."""
 
+import json
 import math
 import os
 import pickle
@@ -165,7 +166,7 @@ def test_the_whitened_network_learns_shifts_and_no_scales():
     assert {"block1.norm1.weight", "whiten.weight"} <= model.state_dict().keys()
     with pytest.raises(SettingError, match="at least 9x9"):
         model(torch.rand(1, 3, 8, 8))
-    with pytest.raises(SettingError, match="three numbers"):
+    with pytest.raises(SettingError, match="3 whole numbers"):
         models.WhitenedConvNet(widths=(4, 8))
 
 
@@ -415,6 +416,18 @@ def test_summary_of_other_inputs():
         models.summary(models.CustomResNet(**SMALL), (1, 3, 32, 32))
 
 
+WRONG_WIDTHS = ([4, 8, 16, -1], [4, 8, 16, 1.5], [4, 8, 16, 0], "abcd", "abc", 0, None, [[]] * 4)
+
+
+@pytest.mark.parametrize("name", ["custom_resnet", "whitened_convnet", "resnet18"])
+def test_whole_numbers_of_numpy_are_whole_numbers(name):
+    widths = {key: np.array(value) for key, value in SMALL_OF.get(name, {}).items()}
+    model = build_model(name, num_classes=np.int64(3), in_channels=np.int32(1), **widths).eval()
+    assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+    arguments = json.loads(json.dumps(model.architecture["arguments"]))
+    assert repr(build_model(name, **arguments)) == repr(model)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
@@ -423,7 +436,9 @@ def test_summary_of_other_inputs():
         ("custom_resnet", {"in_channels": 0}, "in_channels"),
         ("custom_resnet", {"pool": "mean"}, 'pool must be "max" or "avg", got \'mean\''),
         ("custom_resnet", {"dropout": 1.0}, r"dropout is a probability in \[0, 1\)"),
-        ("custom_resnet", {"widths": (4, 8)}, "four numbers"),
+        ("custom_resnet", {"widths": (4, 8)}, "4 whole numbers"),
+        *(("custom_resnet", {"widths": widths}, "4 whole numbers") for widths in WRONG_WIDTHS),
+        *(("whitened_convnet", {"widths": widths}, "3 whole numbers") for widths in (*WRONG_WIDTHS, (4, 8, True))),
         ("resnet18", {"stem": "photo"}, "stem must be"),
         ("resnet18", {"strides": (1, 2, 2)}, "four numbers"),
         ("resnet34", {"strides": (1, 2, 2, 3)}, "1 or 2"),

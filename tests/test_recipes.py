@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import command, reduced
 
 import vision_wrapper as vw
@@ -407,6 +409,9 @@ def test_unknown_names_are_named():
         ({"augment_args": {"pad": "a"}}, "pad must be"),
         ({"augment_args": {"pad": -1}}, "pad must be"),
         ({"augment_args": {"degrees": None}}, "degrees must be"),
+        ({"channels": True}, "channels must be"),
+        ({"channels": "rgb"}, "channels must be"),
+        ({"size": 100_000}, "size must be .* from 1 to 4096"),
     ],
 )
 def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
@@ -542,6 +547,15 @@ def test_an_unreadable_test_image_is_found_before_training(image_folder, tmp_pat
     assert len(result.predictions) == 3
 
 
+def test_a_class_whose_folder_is_not_named_in_utf8_has_its_run(image_folder, tmp_path):
+    for part in ("train", "test"):
+        os.rename(image_folder / part / "dog", os.fsencode(image_folder / part) + b"/caf\xe9")
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    run = recipes.run(recipe, data=image_folder, out=tmp_path / "run", callbacks=[])
+    assert run.finished and r"caf\udce9" in (run.run_dir / "report.html").read_text()
+    assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()
+
+
 def test_a_run_is_evaluated_from_another_folder(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
     recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
@@ -558,6 +572,37 @@ def test_other_images_of_the_same_name_are_another_run(images, tmp_path):
         recipes.run(recipe, data=other, out=tmp_path / "run", callbacks=[])
 
 
+@pytest.mark.parametrize("file", ["test/dog/19.png", "val/dog/7.png", "train/cat/23.png"])
+def test_a_single_photograph_that_was_replaced_makes_it_another_run(file, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 24), ("test", 24)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
+    recipe = reduced("quickstart").changed(epochs=1, batch_size=8)
+    run = recipes.run(recipe, data=tmp_path / "images", out=tmp_path / "run", callbacks=[])
+    (tmp_path / "images").rename(tmp_path / "moved")
+    (tmp_path / "images").symlink_to(tmp_path / "moved")  # the same images, wherever they lie
+    assert len(recipes.evaluate_run(run.run_dir)) == 48
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / file)
+    with pytest.raises(OtherRunError, match="holds other images"):
+        recipes.evaluate_run(run.run_dir)
+    with pytest.raises(OtherRunError, match="its images were others"):
+        recipes.run(recipe, data=tmp_path / "images", out=tmp_path / "run", callbacks=[])
+
+
+def test_one_pixel_of_images_in_memory_makes_it_another_run(images, tmp_path):
+    recipe = reduced("quickstart").changed(epochs=1)
+    recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    pixels = images.test.images.copy()
+    pixels[3, 5, 5, 0] ^= 1
+    other = data.from_arrays((images.train.images, images.train.labels), (pixels, images.test.labels), images.classes)
+    with pytest.raises(OtherRunError, match="its images were others"):
+        recipes.run(recipe, data=other, out=tmp_path / "run", callbacks=[])
+
+
 def test_a_part_of_a_named_data_set_is_not_taken_for_the_whole(tmp_path):
     part = data.leave_out(data.load("digits"), train=range(1200), test=range(300))
     run = recipes.run(reduced("quickstart").changed(epochs=1), data=part, out=tmp_path / "run", callbacks=[])
@@ -565,6 +610,17 @@ def test_a_part_of_a_named_data_set_is_not_taken_for_the_whole(tmp_path):
     with pytest.raises(OtherRunError, match="digits now holds other images"):
         recipes.evaluate_run(run.run_dir)
     assert "passed in Python, called" in (run.run_dir / "report.html").read_text()
+
+
+def test_data_that_were_passed_are_passed_again_to_evaluate(images, image_folder, tmp_path):
+    recipe = reduced("quickstart").changed(epochs=1)
+    run = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
+    with pytest.raises(SettingError, match=r"called 'arrays', were passed in Python.*evaluate_run\(folder, data="):
+        recipes.evaluate_run(run.run_dir)
+    assert "passed in Python" in command("evaluate", run.run_dir, cwd=tmp_path, expect=2)
+    assert len(recipes.evaluate_run(run.run_dir, data=images)) == len(run.predictions)
+    with pytest.raises(OtherRunError, match="holds other images"):
+        recipes.evaluate_run(run.run_dir, data=image_folder)
 
 
 def test_a_folder_with_the_name_of_a_data_set_is_a_folder(image_folder, tmp_path, monkeypatch):

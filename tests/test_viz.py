@@ -36,7 +36,7 @@ class Given:
     curve: LRCurve
 
 
-def make_given(channels: int = 3) -> Given:
+def make_given(channels: int = 3, names: tuple[str, ...] = NAMES) -> Given:
     random = np.random.default_rng(0)
     pixels = {
         part: random.integers(0, 256, (count, 16, 16, channels), dtype=np.uint8)
@@ -45,7 +45,7 @@ def make_given(channels: int = 3) -> Given:
     source = data.from_arrays(
         train=(pixels["train"], np.arange(20) % 5),
         test=(pixels["test"], np.arange(15) % 5),
-        classes=NAMES,
+        classes=names,
         channels=channels,
     )
     loaders = data.make_loaders(source, augment="flip", batch_size=8, seed=0)
@@ -53,7 +53,7 @@ def make_given(channels: int = 3) -> Given:
     model = models.CustomResNet(num_classes=5, in_channels=channels, widths=(4, 8, 8, 8))
     targets = torch.from_numpy(source.test.labels)
     logits = torch.eye(5)[(targets + torch.tensor([0, 1, 2]).repeat_interleave(5)) % 5] * 3
-    predictions = Predictions(logits, targets, classes=NAMES, source=source.test, preprocess=loaders.preprocess)
+    predictions = Predictions(logits, targets, classes=names, source=source.test, preprocess=loaders.preprocess)
     return Given(source, data.stats(source), loaders, model, predictions, make_history(), make_curve())
 
 
@@ -396,6 +396,15 @@ def test_names_are_shown_as_they_are(given):
     for plot in (viz.plot_confusion_matrix, viz.plot_per_class):
         labels = plot(given.predictions).axes[0].get_yticklabels()
         assert labels[0].get_text() == NAMES[0] and not any(label.get_parse_math() for label in labels)
+
+
+def test_names_that_are_not_utf8_are_spelled_out():
+    """A folder's name may be of any bytes; a font has no letters for them."""
+    given = make_given(names=("caf\udce9", *NAMES[1:]))
+    for name in viz.PLOTS:
+        viz.PLOTS[name](*FULL[name](given)).to_png()
+    viz.plot_samples(given.source, per_class=2).to_png()
+    assert r"caf\udce9" in texts(viz.plot_per_class(given.predictions))
 
 
 def test_per_class_and_reliability_say_their_numbers(given):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from vision_wrapper.errors import UnknownNameError
+from vision_wrapper.errors import SettingError, UnknownNameError
 
 Entry = TypeVar("Entry")
 
@@ -39,3 +40,10 @@ def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise unknown_name(kind, name, known)
+
+
+def check_different(classes: Sequence[str]) -> None:
+    """Raise `SettingError` where two classes have one name: which is meant could not be said."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise SettingError(f"classes must be different names, got {twice[0]!r} more than once.")

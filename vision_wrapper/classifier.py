@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from vision_wrapper import __version__
 from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
-from vision_wrapper._lookup import Table
+from vision_wrapper._lookup import Table, check_different
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
 from vision_wrapper.data.images import decode
 from vision_wrapper.data.preprocess import Preprocess
@@ -38,6 +39,7 @@ from vision_wrapper.models.weights import check_fits, tensors_of
 
 __all__ = ["Classifier", "Prediction", "export", "load_classifier", "save_classifier"]
 
+SUFFIXES = {"classifier": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}  # by custom
 MAX_INPUT = 2**24  # pixels (4096 x 4096) of what a network takes; more is a mistake, or a file that wants all memory
 
 
@@ -86,8 +88,7 @@ class Classifier:
             DataNotFoundError: a file is not there.
             DataError: a file is no image, or something is no raw image.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        batch_size = whole_number("batch_size", batch_size, 1)
         with preserve_mode(self.model), torch.no_grad():
             self.model.eval()
             return [
@@ -135,7 +136,7 @@ def save_classifier(
 
     Raises:
         OtherModelError: the model does not take such images, or has another number of outputs than there are classes.
-        SettingError: metrics, classes or a temperature of another kind.
+        SettingError: metrics, classes or a temperature of another kind, or a class that is named twice.
         FileWriteError: the disk refuses.
     """
     if isinstance(classes, str) or not isinstance(preprocess, Preprocess):
@@ -144,6 +145,7 @@ def save_classifier(
             f"names, got {type(preprocess).__name__} and {type(classes).__name__}."
         )
     model, classes = _unwrapped(model), [str(name) for name in classes]
+    check_different(classes)
     _probe(model, preprocess, len(classes))
     description = {
         "architecture": _architecture_of(model),
@@ -356,9 +358,15 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
     Raises:
         UnknownNameError: another format.
         MissingPackageError: onnx or onnxscript is not installed.
-        SettingError: the network does things that cannot be exported.
+        SettingError: the network does things that cannot be exported, or `out` ends as files of another format do.
     """
     exported = _EXPORTERS[format]
+    suffix = Path(out).suffix.lower()
+    if suffix in SUFFIXES.values() and suffix != SUFFIXES[format]:
+        raise SettingError(
+            f"{out} ends in {suffix}, as files of another format do; those of {format} end in {SUFFIXES[format]}. "
+            "Choose such a path, or another format."
+        )
     if format == "onnx":
         _require("onnx", "onnxscript")
     if not isinstance(classifier, Classifier):

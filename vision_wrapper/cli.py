@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -320,6 +321,8 @@ def _settings(data: str | None, epochs: int | None, seed: int | None, assignment
         name, equals, value = assignment.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set needs FIELD=VALUE, got {assignment!r}.")
+        if name in settings:
+            raise typer.BadParameter(f"{name} is given twice: --set {name}={settings[name]} and --set {assignment}.")
         try:
             settings[name] = json.loads(value)
         except ValueError:
@@ -358,10 +361,21 @@ def _say(text: Any) -> None:
         typer.echo(text)
 
 
+def _open_streams() -> None:
+    """Have an output that was closed (2>&-), and show whatever its encoding lacks in escapes: a name ends nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line; the library's own errors are a sentence, not a traceback."""
     from vision_wrapper.errors import VisionWrapperError
 
+    _open_streams()
     try:
         app()
     except VisionWrapperError as error:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._files import PathLike, write_bytes, write_text
-from vision_wrapper._lookup import Table, unknown_name
+from vision_wrapper._lookup import Table, check_different, unknown_name
+from vision_wrapper._numbers import is_whole, whole_number
 from vision_wrapper.data.splits import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 
@@ -194,7 +195,8 @@ class Mistakes(Sequence[Mistake]):
     def to_csv(self, path: PathLike) -> None:
         """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
         text = io.StringIO()
-        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\n")
+        # With another end of line, a "\r" in a name would not be quoted, and would read back as a new row.
+        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\r\n")
         table.writeheader()
         table.writerows(asdict(mistake) for mistake in self)
         write_text(path, text.getvalue())
@@ -225,7 +227,7 @@ class Predictions:
 
     Raises:
         DataError: shapes or targets that do not fit together, or logits with NaN.
-        SettingError: the wrong number of classes.
+        SettingError: the wrong number of classes, or two of one name.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class Predictions:
         source: Split | None = None,
         preprocess: Preprocess | None = None,
     ):
-        self.logits = _tensor(logits).detach().to("cpu", torch.float32)
+        self.logits = _tensor("logits", logits).detach().to("cpu", torch.float32)
         if self.logits.ndim != 2 or self.logits.shape[1] < 1:
             raise DataError(f"logits must be (samples, classes), got shape {tuple(self.logits.shape)}.")
         count, num_classes = self.logits.shape
@@ -312,8 +314,8 @@ class Predictions:
         Of equal logits the first class counts as the higher, as in `predicted`. Raises `SettingError` unless k is in
         1..C.
         """
-        if not 1 <= k <= len(self.classes):
-            raise SettingError(f"k must be in 1..{len(self.classes)}, the number of classes, got {k!r}.")
+        if not is_whole(k) or not 1 <= k <= len(self.classes):
+            raise SettingError(f"k must be a whole number in 1..{len(self.classes)}, the number of classes, got {k!r}.")
         own = self.logits.gather(1, self.targets[:, None])  # (N, 1)
         earlier = torch.arange(len(self.classes)) < self.targets[:, None]  # (N, C)
         higher = (self.logits > own) | ((self.logits == own) & earlier)
@@ -338,8 +340,7 @@ class Predictions:
 
         Raises `SettingError` unless `bins` is a whole number of at least 1.
         """
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-            raise SettingError(f"bins must be a whole number of at least 1, got {bins!r}.")
+        bins = whole_number("bins", bins, 1)
         confidence = self._log_probabilities.amax(1).exp().numpy()
         right = self.correct.numpy().astype(np.float64)
         edges = np.linspace(0, 1, bins + 1)
@@ -528,8 +529,8 @@ def class_index(classes: Sequence[str], given: str | int) -> int:
         if given not in classes:
             raise unknown_name("class", given, classes)
         return list(classes).index(given)
-    if not 0 <= given < len(classes):
-        raise SettingError(f"There are {len(classes)} classes, with indices from 0; got {given}.")
+    if not is_whole(given) or not 0 <= given < len(classes):
+        raise SettingError(f"There are {len(classes)} classes, with names or indices from 0; got {given!r}.")
     return int(given)
 
 
@@ -541,13 +542,19 @@ def checked_temperature(temperature: Any) -> float:
     return float(temperature)
 
 
-def _tensor(values: Any) -> Tensor:
-    """Of an array that is read backwards torch makes none."""
-    return torch.as_tensor(values.copy() if isinstance(values, np.ndarray) else values)
+def _tensor(what: str, values: Any) -> Tensor:
+    """Of an array that is read backwards torch makes none. Raises `DataError` for what holds no numbers."""
+    try:
+        return torch.as_tensor(values.copy() if isinstance(values, np.ndarray) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{what} must be an array or a tensor of numbers, got {type(values).__name__}: {error}. Classes are given "
+            "by their numbers, classes.index(name)."
+        ) from error
 
 
 def _whole_numbers(what: str, values: Any, count: int) -> Tensor:
-    tensor = _tensor(values).detach().cpu()
+    tensor = _tensor(what, values).detach().cpu()
     if tensor.shape != (count,):
         raise DataError(f"{what} must be one a row of the logits, ({count},), got shape {tuple(tensor.shape)}.")
     if count and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
@@ -565,7 +572,9 @@ def _check_range(what: str, values: Tensor, limit: int, reason: str) -> None:
 def _names(classes: Sequence[str]) -> tuple[str, ...]:
     if isinstance(classes, str):
         raise SettingError(f"classes must be a sequence of names, got the text {classes!r}.")
-    return tuple(str(name) for name in classes)
+    names = tuple(str(name) for name in classes)
+    check_different(names)
+    return names
 
 
 def _class_result(name: str, count: int, correct: int, claims: int) -> ClassResult:

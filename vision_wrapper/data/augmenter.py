@@ -130,7 +130,7 @@ def _describe(augment: Augmentation) -> str:
     if isinstance(augment, str):
         return augment
     if hasattr(augment, "__qualname__"):  # a function or a class
-        return f"{augment.__module__}.{augment.__qualname__}"  # type: ignore[union-attr]
+        return description(augment)
     try:
         text = repr(augment)
     except ValueError:  # of a Compose with a Lambda that has no name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,9 @@ def check_model(
         except (RuntimeError, ValueError) as error:
             yield does_not_take(model, inputs, error)
             return
+    if not isinstance(logits, Tensor):
+        yield _no_tensor(model, logits)
+        return
     if logits.ndim != 2:
         return
     if wants_logits and not _fit_cross_entropy(targets, logits.shape[1]):
@@ -91,6 +95,17 @@ def does_not_take(model: nn.Module, inputs: Tensor, error: Exception) -> Finding
         "error",
         f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error}",
         "For images, compare its in_channels with the loader's channels.",
+    )
+
+
+def _no_tensor(model: nn.Module, output: Any) -> Finding:
+    """The finding for a network that returns its logits inside of something else, or none."""
+    return Finding(
+        "output_type",
+        "error",
+        f"{type(model).__name__} must return its logits, a tensor (N, classes); it returned {type(output).__name__}.",
+        "Wrap it in a module whose forward returns the logits alone, such as self.model(images).logits or "
+        "self.model(images)[0].",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,12 @@ from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data.images import IMAGE_SUFFIXES, decode
 from vision_wrapper.data.splits import FolderSplit, Split, Subset, stratified_split
 from vision_wrapper.errors import DataError, DataNotFoundError
+
+SPELLINGS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}  # in small letters, to the name that is read
 
 
 def load_folder(
@@ -23,6 +29,7 @@ def load_folder(
     Takes and raises what `load` does.
     """
     parts = {part: path / part for part in ("train", "val", "test") if os.path.isdir(path / part)}
+    _check_spelling(path, parts)
     if parts and "train" not in parts:
         raise DataError(
             f"{path} has {' and '.join(f'{part}/' for part in parts)} but no train/. Add {path / 'train'}/CLASS/*, or "
@@ -53,6 +60,22 @@ def load_folder(
     if "test" not in splits:
         splits["test"] = splits.pop("val")
     return splits, classes
+
+
+def _check_spelling(path: Path, parts: Mapping[str, Path]) -> None:
+    """Raise for folders that are called like splits but not as they are read: as classes, or not at all."""
+    folders = [entry.name for entry in _entries(path) if _is_folder(entry)]
+    renamed = {
+        name: SPELLINGS[name.lower()]
+        for name in folders
+        if name.lower() in SPELLINGS and not any(os.path.samefile(path / name, part) for part in parts.values())
+    }
+    if renamed and (parts or len(renamed) == len(folders)):
+        to_do = ", ".join(f"{name}/ to {part}/" for name, part in renamed.items())
+        raise DataError(
+            f"{path} has {' and '.join(f'{name}/' for name in renamed)}, but the folders of splits are called train/, "
+            f"val/ and test/. Rename {to_do}; or move away what is not to be read."
+        )
 
 
 def _class_names(folder: Path, at_least: int = 2) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,18 +47,24 @@ def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | N
                 scale = max(decode_size) / min(image.size)  # whichever way it is then turned
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
-            return from_pil(image, channels) if plain is None else plain
+            return _pixels_of(image, channels) if plain is None else plain
     except FileNotFoundError as error:
-        raise DataNotFoundError(
-            f"There is no image file {path}. If it was there, it has been moved or removed."
-        ) from error
+        raise _not_there(path) from error
     except MemoryError:
         raise  # says nothing of the file
     except Exception as error:  # damage shows as any error of the decoders
+        if os.path.isdir(path):
+            raise DataError(f"{path} is a folder, not an image. Give the images in it, such as {path}/*.") from error
         raise DataError(
             f"{path} cannot be decoded as an image ({error or type(error).__name__}). Repair or remove it; of a "
             "folder, skip_unreadable=True (--skip-unreadable) leaves such files out."
         ) from error
+
+
+def _not_there(path: str | Path) -> DataNotFoundError:
+    if re.match("https?:/", str(path)):  # of two slashes, a Path keeps one
+        return DataNotFoundError(f"{path} is an address, which is not fetched. Download the image, and give its file.")
+    return DataNotFoundError(f"There is no image file {path}. If it was there, it has been moved or removed.")
 
 
 def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
@@ -77,7 +85,22 @@ def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
 
 
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
-    """A PIL image of any mode as uint8 (H, W, channels); see `decode`."""
+    """A PIL image of any mode as uint8 (H, W, channels); see `decode`.
+
+    Raises `DataError` for one that cannot be decoded, as Pillow reads a file only when its pixels are asked for.
+    """
+    try:
+        return _pixels_of(image, channels)
+    except MemoryError:
+        raise  # says nothing of the image
+    except Exception as error:  # damage shows as any error of the decoders
+        raise DataError(
+            f"The PIL image {getattr(image, 'filename', '') or repr(image)} cannot be decoded ({error}). Its file is "
+            "damaged, or was closed before its pixels were read: open it again, or pass its path."
+        ) from error
+
+
+def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
         image = ImageOps.exif_transpose(image)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision_wrapper._distributed import processes_here
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data.augmenter import Augmentation, Augmenter
 from vision_wrapper.data.loader import Loader, ProgressiveSize
@@ -74,7 +75,8 @@ def make_loaders(
         SettingError: a value that cannot be.
         DataError: an unreadable image, or an augmentation that does not return a uint8 image.
     """
-    _check_arguments(data, batch_size, val_fraction, size, preprocess)
+    _check_arguments(data, val_fraction, size, preprocess)
+    batch_size = whole_number("batch_size", batch_size, 1)
     check_progressive_size(progressive_size)
     seed = checked_seed(seed)
     train, val = _train_and_val(data, val_fraction, seed)
@@ -100,12 +102,10 @@ def make_loaders(
     return loaders
 
 
-def _check_arguments(data: Any, batch_size: Any, val_fraction: Any, size: Any, preprocess: Any) -> None:
+def _check_arguments(data: Any, val_fraction: Any, size: Any, preprocess: Any) -> None:
     """Raise `SettingError` for a value that cannot be."""
     if not isinstance(data, ImageData):
         raise SettingError(f"make_loaders takes what data.load or data.from_arrays returns, got {data!r}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SettingError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
     if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
         raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
     if preprocess is not None and size is not None:
@@ -118,7 +118,7 @@ def _train_and_val(data: ImageData, val_fraction: float, seed: int) -> tuple[Spl
         return data.train, data.val
     if data.val is not None:
         raise SettingError(f"{data.name} has a validation split of its own; leave out val_fraction.")
-    rest, held_out = stratified_split(data.train.labels, val_fraction, seed, data.classes)
+    rest, held_out = stratified_split(data.train.labels, val_fraction, seed, data.classes, "val_fraction")
     return Subset(data.train, rest), Subset(data.train, held_out)
 
 
@@ -155,9 +155,7 @@ def common_size(split: Split) -> tuple[int, int]:
 
 def _number_of_workers(split: Split, num_workers: int | None) -> int:
     if num_workers is not None:
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-            raise SettingError(f"num_workers must be a whole number of at least 0, got {num_workers!r}.")
-        return num_workers
+        return whole_number("num_workers", num_workers, 0)
     if isinstance(innermost(split), ArraySplit):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +17,8 @@ from vision_wrapper.data.augment import RandomResizedCrop
 from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.data.batched import BatchAugmenter, batch_augmenter, to_device
 from vision_wrapper.data.preprocess import Preprocess
-from vision_wrapper.data.splits import ArraySplit, Split, image_for, located
+from vision_wrapper.data.splits import ArraySplit, Split, file_of, image_for, located
+from vision_wrapper.errors import DataNotFoundError
 
 _FINGERPRINTED = 16  # images
 _COPIED = 4096  # images that go to a GPU at a time
@@ -128,8 +132,45 @@ def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def fingerprint(split: Split) -> str:
-    """Of the labels and of a few images: enough to tell two data sets apart, and quick."""
+    """Of the labels and of a few images: enough to tell two data sets apart at each fit, and quick."""
     digest = hashlib.blake2b(np.ascontiguousarray(split.labels).tobytes(), digest_size=8)
     for index in np.linspace(0, len(split) - 1, _FINGERPRINTED).astype(int):
         digest.update(split[int(index)][0].tobytes())
     return digest.hexdigest()
+
+
+def whole_fingerprint(split: Split) -> str:
+    """Of the labels and of every image: about a second a gigabyte of pixels in memory, or of files.
+
+    Where a file lies and what it is called does not count: only what is learned from and tested on.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(split.labels).tobytes(), digest_size=16)
+    for content in _contents(split):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _contents(split: Split) -> Iterator[bytes]:
+    """A digest of each image's file, or of its pixels; of images in memory, of many at a time."""
+    stored, places = _in_memory(split)
+    if stored is not None:
+        yield repr(stored.shape[1:]).encode()
+        for first in range(0, len(split), _COPIED):
+            chosen = slice(first, first + _COPIED) if places is None else places[first : first + _COPIED]
+            yield hashlib.blake2b(np.ascontiguousarray(stored[chosen])).digest()
+        return
+    with ThreadPoolExecutor() as threads:  # reading and hashing let go of Python's lock
+        yield from threads.map(lambda index: _content(split, index), range(len(split)))
+
+
+def _content(split: Split, index: int) -> bytes:
+    file = file_of(split, index)
+    if file is None:
+        image = split[index][0]
+        return hashlib.blake2b(repr(image.shape).encode() + image.tobytes()).digest()
+    try:
+        return hashlib.blake2b(Path(file).read_bytes()).digest()
+    except OSError as error:
+        raise DataNotFoundError(
+            f"The image file {file} cannot be read: {error.strerror}. If it was there, it has been moved or removed."
+        ) from error

@@ -154,11 +154,12 @@ def image_size(split: Split, index: int) -> tuple[int, int]:
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
+    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str], what: str = "test_fraction"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of (the rest, the held-out part): `fraction` of each class, at least one image, at random.
 
-    Raises `DataError` for a class with a single image, `SettingError` for a fraction outside (0, 1).
+    `what` is the fraction's name. Raises `DataError` for a class with a single image, `SettingError` for a fraction
+    outside (0, 1).
     """
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise SettingError(f"The held-out fraction must be between 0 and 1, got {fraction!r}.")
@@ -167,8 +168,19 @@ def stratified_split(
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise DataError(f"Class {name} has {len(members)} image; at least two are needed to hold one out.")
+            raise DataError(_too_few(name, len(members), what, fraction))
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out.append(random.permutation(members)[:count])
     chosen = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def _too_few(name: str, count: int, what: str, fraction: float) -> str:
+    """What to say of a class that has no image to spare."""
+    images = "1 image" if count == 1 else f"{count} images"
+    if what == "test_fraction":
+        return f"Class {name} has {images}; at least two are needed, as {what}={fraction} holds one out. Add some."
+    return (
+        f"Class {name} has {images} for training; at least two are needed, as {what}={fraction} holds one out (three "
+        f"in a folder without test/, of which one is tested on). Add some, or set {what}=0."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from vision_wrapper.models.layers import (
     NormLayer,
     check_classes_and_channels,
     check_init,
+    check_widths,
     records_architecture,
     start_as_identity,
 )
@@ -63,16 +63,14 @@ class CustomResNet(nn.Module):
         init: Literal["default", "dirac"] = "default",
     ):
         super().__init__()
-        check_classes_and_channels(num_classes, in_channels)
+        num_classes, in_channels = check_classes_and_channels(num_classes, in_channels)
         if pool not in ("max", "avg"):
             raise SettingError(f'pool must be "max" or "avg", got {pool!r}.')
         if not 0 <= dropout < 1:
             raise SettingError(f"dropout is a probability in [0, 1), got {dropout!r}.")
-        if not isinstance(widths, Sequence) or len(widths) != 4:
-            raise SettingError(f"widths must be four numbers (prep and three layers), got {widths!r}.")
+        w0, w1, w2, w3 = check_widths(widths, ("prep", "layer1", "layer2", "layer3"))
         check_init(init)
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
-        w0, w1, w2, w3 = widths
         kind = (make_norm, make_activation, bias)
         self.prep = conv_block(in_channels, w0, *kind)
         self.layer1 = nn.Sequential(conv_block(w0, w1, *kind, halve=True), Residual(w1, *kind, activation_after_add))

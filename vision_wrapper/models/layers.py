@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_wrapper._lookup import Table
+from vision_wrapper._numbers import is_whole, whole_number
 from vision_wrapper.errors import SettingError
 
 NormLayer = Callable[[int], nn.Module]
@@ -37,7 +39,7 @@ def records_architecture(name: str) -> Callable[[Constructor], Constructor]:
             bound.apply_defaults()
             model = bound.arguments.pop("self", made)
             bound.arguments.pop("weights", None)  # they are in the model
-            arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in bound.arguments.items()}
+            arguments = {key: _plain(value) for key, value in bound.arguments.items()}
             model.architecture = {"name": name, "arguments": arguments}
             return made
 
@@ -140,8 +142,23 @@ def check_init(init: str) -> None:
         raise SettingError(f'init must be "default" or "dirac", got {init!r}.')
 
 
-def check_classes_and_channels(num_classes: int, in_channels: int) -> None:
-    """Raise `SettingError` unless both are whole numbers that a network can have."""
-    for name, value, least in (("num_classes", num_classes, 2), ("in_channels", in_channels, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+def check_classes_and_channels(num_classes: int, in_channels: int) -> tuple[int, int]:
+    """Both as ints. Raises `SettingError` unless they are whole numbers that a network can have."""
+    return whole_number("num_classes", num_classes, 2), whole_number("in_channels", in_channels, 1)
+
+
+def check_widths(widths: Sequence[int], parts: Sequence[str]) -> list[int]:
+    """The channels of each of a network's parts, as ints. Raises `SettingError` for anything else."""
+    given = isinstance(widths, (Sequence, np.ndarray)) and len(widths) == len(parts)
+    if not given or not all(is_whole(width) and width >= 1 for width in widths):
+        raise SettingError(
+            f"widths must be {len(parts)} whole numbers of at least 1 ({', '.join(parts)}), got {widths!r}."
+        )
+    return [int(width) for width in widths]
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON holds it: a list for a tuple or an array, an int for one of numpy's."""
+    if isinstance(value, (tuple, list, np.ndarray)):
+        return [_plain(part) for part in value]
+    return int(value) if is_whole(value) else value

@@ -56,7 +56,7 @@ class ResNet(nn.Module):
         strides: Sequence[int] = (1, 2, 2, 2),
     ):
         super().__init__()
-        check_classes_and_channels(num_classes, in_channels)
+        num_classes, in_channels = check_classes_and_channels(num_classes, in_channels)
         if stem not in ("cifar", "imagenet"):
             raise SettingError(f'stem must be "cifar" or "imagenet", got {stem!r}.')
         if len(strides) != 4 or any(s not in (1, 2) for s in strides):

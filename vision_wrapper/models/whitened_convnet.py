@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +18,7 @@ from vision_wrapper.models.layers import (
     NormLayer,
     check_classes_and_channels,
     check_init,
+    check_widths,
     records_architecture,
     start_as_identity,
 )
@@ -58,18 +58,17 @@ class WhitenedConvNet(nn.Module):
         init: Literal["default", "dirac"] = "dirac",
     ):
         super().__init__()
-        check_classes_and_channels(num_classes, in_channels)
+        num_classes, in_channels = check_classes_and_channels(num_classes, in_channels)
         check_init(init)
-        if not isinstance(widths, Sequence) or len(widths) != 3:
-            raise SettingError(f"widths must be three numbers, one a block, got {widths!r}.")
+        w1, w2, w3 = check_widths(widths, ("block1", "block2", "block3"))
         make_norm, make_activation = NORMS[norm], ACTIVATIONS[activation]
         self.whiten = Whitening(in_channels)
         self.whiten_activation = make_activation()
-        self.block1 = _block(self.whiten.filters, widths[0], make_norm, make_activation)
-        self.block2 = _block(widths[0], widths[1], make_norm, make_activation)
-        self.block3 = _block(widths[1], widths[2], make_norm, make_activation)
+        self.block1 = _block(self.whiten.filters, w1, make_norm, make_activation)
+        self.block2 = _block(w1, w2, make_norm, make_activation)
+        self.block3 = _block(w2, w3, make_norm, make_activation)
         self.pool = GlobalMaxPool()
-        self.fc = nn.Linear(widths[2], num_classes)
+        self.fc = nn.Linear(w3, num_classes)
         if init == "dirac":
             start_as_identity(self)
 

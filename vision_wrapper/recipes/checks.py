@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_wrapper._lookup import check_names
 from vision_wrapper._seeding import checked_seed
+from vision_wrapper.classifier import MAX_INPUT
 from vision_wrapper.data import augmentation
 from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
@@ -22,6 +23,7 @@ from vision_wrapper.trainer.views import views_of
 if TYPE_CHECKING:
     from vision_wrapper.recipes.recipe import Recipe
 
+MAX_SIDE = math.isqrt(MAX_INPUT)  # pixels
 DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
 
 
@@ -71,7 +73,8 @@ def _check_numbers(recipe: Recipe) -> None:
         "lr": (float, lambda v: 0 < v < math.inf, "a positive number"),
         "head_scale": (float, lambda v: 1e-3 <= v <= 1e3, "a number from 0.001 to 1000"),
         "freeze_epochs": (int, lambda v: 0 <= v < recipe.epochs, "a whole number of epochs, less than `epochs`"),
-        "size": (int, least_one, "a whole number of pixels, or None"),
+        "channels": (int, least_one, "a whole number, 3 for RGB or 1 for grey"),
+        "size": (int, lambda v: 1 <= v <= MAX_SIDE, f"a whole number of pixels from 1 to {MAX_SIDE}, or None"),
         "ema": (float, lambda v: 0 < v < 1, "a number between 0 and 1, or None"),
         "val_fraction": (float, share, "a number in [0, 1)"),
         "label_smoothing": (float, share, "a number in [0, 1)"),

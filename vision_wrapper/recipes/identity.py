@@ -8,7 +8,7 @@ from typing import Any
 from vision_wrapper import data as image_data
 from vision_wrapper._files import PathLike
 from vision_wrapper.data import ImageData
-from vision_wrapper.data.samples import fingerprint
+from vision_wrapper.data.samples import whole_fingerprint
 from vision_wrapper.errors import DamagedFileError
 from vision_wrapper.recipes.recipe import INFORMATIVE, Recipe
 from vision_wrapper.report.run_folder import open_run
@@ -35,8 +35,8 @@ def identity_of(plan: Recipe, source: Any, images: ImageData, root: Any, skip_un
 
 
 def content_of(images: ImageData) -> dict[str, str]:
-    """Fingerprints that tell these images from others of the same name."""
-    return {name: fingerprint(split) for name, split in (("train", images.train), ("test", images.test))}
+    """Fingerprints that tell these images from others of the same name, though a single one differs."""
+    return {name: whole_fingerprint(split) for name, split in images.splits()}
 
 
 def differences_between(there: Any, here: dict[str, Any]) -> list[str]:

@@ -315,18 +315,32 @@ def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
     return Result(plan, History.from_json(folder / "history.json"), predictions, folder, tta_accuracy)
 
 
-def evaluate_run(folder: PathLike) -> Predictions:
+def evaluate_run(folder: PathLike, data: PathLike | ImageData | None = None) -> Predictions:
     """The predictions of a run's best.safetensors on its test set, computed anew, at the classifier's temperature.
 
-    Raises `OtherRunError` where the data are not those of the run any more, and what `data.load` raises.
+    Args:
+        folder: of the run.
+        data: the images of the run, as for `run`, where they were passed in Python or have been moved since; None takes
+            them from where they were.
+
+    Raises:
+        SettingError: the run's data were passed in Python, and are not passed here.
+        OtherRunError: the data are not those of the run.
     """
     plan, identity = read_run(folder)
     classifier = load_classifier(Path(folder) / "best.safetensors")
-    images, _ = _load(plan, identity["data"], identity["root"], identity.get("skip_unreadable", False))
+    source = identity["data"] if data is None else data
+    if data is None and identity.get("passed") and source not in image_data.DATASETS:
+        raise SettingError(
+            f"The data of the run in {folder}, called {source!r}, were passed in Python, where they have to be passed "
+            "again: recipes.evaluate_run(folder, data=images)."
+        )
+    images, _ = _load(plan, source, identity["root"], identity.get("skip_unreadable", False))
     if identity["content"] != content_of(images):
         raise OtherRunError(
-            f"{identity['data']} now holds other images than those of the run in {folder}. Test its best.safetensors "
-            "on the images it had: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."
+            f"{images.name if isinstance(source, ImageData) else source} now holds other images than those of the run "
+            f"in {folder}. Pass those with data=, or test its best.safetensors on these: load_classifier, "
+            "make_loaders(images, preprocess=…) and Trainer.predict."
         )
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
     predictions = predictor(classifier.model, plan.precision).predict(loaders.test)

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from vision_wrapper._files import printable
+
 P = ParamSpec("P")
 
 TRAIN, VALIDATION, TEST = "#2563a8", "#d9622b", "#2b8a5a"
@@ -120,7 +122,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 def nothing(reason: str) -> Figure:
     """The figure of nothing to show: it says why."""
     fig = Figure(6, 1.6)
-    fig.text(0.5, 0.5, textwrap.fill(reason, 70), ha="center", va="center", color=MUTED, fontsize=11)
+    fig.text(0.5, 0.5, textwrap.fill(printable(reason), 70), ha="center", va="center", color=MUTED, fontsize=11)
     return fig
 
 
@@ -150,8 +152,8 @@ def remark(fig: Figure, text: str, colour: str = MUTED) -> None:
 
 
 def short(text: object, length: int) -> str:
-    """The text in at most `length` characters and on one line; its middle makes room."""
-    text = " ".join(str(text).split())
+    """The text in at most `length` characters, all of them printable, on one line; its middle makes room."""
+    text = printable(" ".join(str(text).split()))
     if len(text) <= length:
         return text
     head = (length - 1) * 2 // 3
@@ -159,8 +161,8 @@ def short(text: object, length: int) -> str:
 
 
 def name_of(classes: Sequence[str] | None, label: int) -> str:
-    """The name of a label; the label itself where there are no names."""
-    return str(classes[label]) if classes is not None and 0 <= label < len(classes) else str(label)
+    """The name of a label, as a font can draw it; the label itself where there are no names."""
+    return printable(str(classes[label])) if classes is not None and 0 <= label < len(classes) else str(label)
 
 
 # ---- axes of class names
@@ -268,7 +270,7 @@ class Tiles:
 
     def write(self, x: float, y: float, text: str, **properties: Any) -> None:
         """Text at inches from the left and the top."""
-        self.figure.text(x / self.size[0], 1 - y / self.size[1], text, parse_math=False, **properties)
+        self.figure.text(x / self.size[0], 1 - y / self.size[1], printable(text), parse_math=False, **properties)
 
     def _corner(self, position: int) -> tuple[float, float]:
         row, column = divmod(position, self.columns)

@@ -1,0 +1,20 @@
+"""Whole numbers, python's own and numpy's."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+from vision_wrapper.errors import SettingError
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int. Raises `SettingError` unless it is a whole number of at least `least`."""
+    if not is_whole(value) or value < least:
+        raise SettingError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    return int(value)
