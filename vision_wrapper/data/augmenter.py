@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from vision_wrapper._describe import description
 from vision_wrapper._seeding import BatchRandom, SampleRandom
 from vision_wrapper.data.augment import (
     AUGMENTATIONS,

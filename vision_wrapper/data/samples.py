@@ -157,7 +157,7 @@ def _contents(split: Split) -> Iterator[bytes]:
         yield repr(stored.shape[1:]).encode()
         for first in range(0, len(split), _COPIED):
             chosen = slice(first, first + _COPIED) if places is None else places[first : first + _COPIED]
-            yield hashlib.blake2b(np.ascontiguousarray(stored[chosen])).digest()
+            yield hashlib.blake2b(stored[chosen].tobytes()).digest()
         return
     with ThreadPoolExecutor() as threads:  # reading and hashing let go of Python's lock
         yield from threads.map(lambda index: _content(split, index), range(len(split)))
