@@ -461,3 +461,12 @@ def test_importing_albumentations_asks_nobody():
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_compose_that_cannot_be_shown_is_described_by_its_parts(tiny):
+    """Of one with a transform that takes its style from other images, albumentations has no repr."""
+    style = A.Compose([A.FDA(metadata_key="style", p=0.0), A.HorizontalFlip(p=1.0)])
+    named = A.Compose([A.FDA(metadata_key="style")])
+    assert "FDA" in Augmenter(style, (16, 16), (0.5,) * 3, seed=0).description
+    with pytest.raises(DataError, match=r"The augmentation Compose\(\[FDA"):
+        data.make_loaders(tiny, augment=named)
