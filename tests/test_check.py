@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vision_wrapper import data, models
 from vision_wrapper.data.splits import FolderSplit
-from vision_wrapper.errors import DataError
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer import Trainer
 
 
@@ -210,3 +210,25 @@ def test_a_network_that_returns_no_tensor(kind, tiny):
     for act in (lambda: trainer.fit(loaders.train, epochs=1), lambda: trainer.find_lr(loaders.train)):
         with pytest.raises(DataError, match=f"returned {kind}. Wrap it"):
             act()
+
+
+def test_what_is_no_data_and_no_loaders(tiny):
+    loaders = data.make_loaders(tiny, batch_size=8)
+    with pytest.raises(SettingError, match=r"got Loaders.*check\(loaders=loaders\)"):
+        data.check(loaders)
+    with pytest.raises(SettingError, match=r"loaders must be .* got Loader"):
+        data.check(tiny, loaders.train)
+    images, labels = torch.zeros(4, 3, 8, 8), torch.arange(4) % 2
+    dicts = DataLoader([{"x": image, "y": label} for image, label in zip(images, labels, strict=True)], batch_size=2)
+    with pytest.raises(DataError, match=r"got dict\. Have its dataset"):
+        data.check(loaders={"train": dicts})
+    with pytest.raises(DataError, match="got dict"):
+        data.check(loaders={"test": dicts}, model=small_model())
+
+
+def test_near_duplicates_of_five_channels():
+    train, test = (np.repeat(random_images(6, 4, 5, seed), 4, 1).repeat(4, 2) for seed in (0, 1))
+    test[2] = np.clip(train[4].astype(int) + 9, 0, 255).astype(np.uint8)
+    images = data.from_arrays((train, np.arange(6) % 2), (test, np.arange(6) % 2))
+    (finding,) = data.check(images, near_duplicates=True)
+    assert finding.check == "near_duplicate" and finding.indices == (4,)

@@ -134,7 +134,7 @@ def _describe(augment: Augmentation) -> str:
         return description(augment)
     try:
         text = repr(augment)
-    except ValueError:  # of a Compose with a Lambda that has no name
+    except Exception:  # of a Compose with a Lambda that has no name, or with images to take its style from
         parts = ", ".join(map(_describe, getattr(augment, "transforms", ())))
         text = f"{type(augment).__name__}([{parts}], p={getattr(augment, 'p', None)})"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

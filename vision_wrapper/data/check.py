@@ -41,10 +41,15 @@ def check(
         The findings, errors first. Each says what to do.
 
     Raises:
-        SettingError: a model without loaders, or a loader that gives no batch.
-        DataError: an image that cannot be decoded, or an augmentation that fails.
+        SettingError: a model without loaders, a loader that gives no batch, or an argument of another kind.
+        DataError: batches that are no pairs of tensors, an image that cannot be decoded, or an augmentation that fails.
         DataNotFoundError: an image file that is gone.
     """
+    if data is not None and not isinstance(data, ImageData):
+        raise SettingError(
+            "check takes first what data.load or data.from_arrays returns, then loaders and a model; got "
+            f"{type(data).__name__}. Without images: check(loaders=loaders)."
+        )
     named = _named(loaders)
     with preserve_random_states(), ExitStack() as stack:
         for loader in named.values():
@@ -54,6 +59,11 @@ def check(
 
 
 def _named(loaders: Any) -> dict[str, Any]:
+    if loaders is not None and not isinstance(loaders, (Loaders, Mapping)):
+        raise SettingError(
+            "loaders must be what data.make_loaders returns, or a dict of loaders by name, such as "
+            f'{{"train": loader}}; got {type(loaders).__name__}.'
+        )
     named = loaders._asdict() if isinstance(loaders, Loaders) else dict(loaders or {})
     return {name: loader for name, loader in named.items() if name in ("train", "val", "test") and loader is not None}
 

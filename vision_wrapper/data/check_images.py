@@ -131,9 +131,13 @@ def _digest(image: np.ndarray) -> bytes:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """The image in 8x8 pixels of RGB, float32 (192,)."""
-    rgb = to_pil(image).convert("RGB")
-    return np.asarray(rgb.resize((8, 8), Image.Resampling.BOX), dtype=np.float32).ravel()
+    """The image in 8x8 pixels of RGB, float32 (192,); of C channels that Pillow has no mode for, (C * 64,)."""
+    if image.shape[2] in (1, 3):
+        parts = [to_pil(image).convert("RGB")]
+    else:
+        parts = [Image.fromarray(np.ascontiguousarray(image[:, :, c])) for c in range(image.shape[2])]
+    small = [np.asarray(part.resize((8, 8), Image.Resampling.BOX), dtype=np.float32) for part in parts]
+    return np.concatenate(small, axis=None)
 
 
 def _near_duplicates(split: Split, others: Split) -> dict[int, list[int]]:
@@ -151,7 +155,7 @@ def _near_duplicates(split: Split, others: Split) -> dict[int, list[int]]:
 
 
 def _standardised(thumbnails: Tensor) -> Tensor:
-    """Rows (N, 192) of mean 0 and length 1; flat ones are all 0, like nothing."""
+    """Rows (N, values) of mean 0 and length 1; flat ones are all 0, like nothing."""
     centred = thumbnails - thumbnails.mean(1, keepdim=True)
     busy = centred.std(1, keepdim=True) > FLAT
     return torch.where(busy, centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6), torch.zeros(()))

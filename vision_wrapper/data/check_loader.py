@@ -15,7 +15,7 @@ from vision_wrapper.data.loader import Loader
 from vision_wrapper.data.sources import ImageData
 from vision_wrapper.data.splits import Subset
 from vision_wrapper.data.stats import mean_and_std
-from vision_wrapper.errors import SettingError
+from vision_wrapper.errors import DataError, SettingError
 
 SAMPLED = 512  # images from which statistics are judged: their mean is then known to about 0.01
 MEAN_TOLERANCE, STD_TOLERANCE = 0.1, 1.5  # of pixels in [0, 1]; ImageNet's statistics fit CIFAR-10 within these
@@ -164,8 +164,14 @@ def _all_equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def first_batch(loader: Any, epoch: int) -> tuple[Tensor, Tensor]:
-    """The first (inputs, targets) of an epoch. Raises `SettingError` where there is none."""
+    """The first (inputs, targets) of an epoch. Raises `SettingError` where there is none, `DataError` for no pair."""
     first = next(loader.batches(epoch) if isinstance(loader, Loader) else iter(loader), None)
     if first is None:
         raise SettingError("A loader gave no batch. Is it empty, or an iterator that is used up?")
+    if not isinstance(first, (tuple, list)) or len(first) != 2 or not all(isinstance(part, Tensor) for part in first):
+        parts = [type(part).__name__ for part in first] if isinstance(first, (tuple, list)) else type(first).__name__
+        raise DataError(
+            f"A loader must yield pairs of tensors (inputs, targets), got {parts}. Have its dataset or its collate_fn "
+            "return such pairs."
+        )
     return first[0], first[1]

@@ -21,6 +21,7 @@ from vision_wrapper.data.splits import ArraySplit, Split, file_of, image_for, lo
 from vision_wrapper.errors import DataNotFoundError
 
 _FINGERPRINTED = 16  # images
+_HASHED = 256  # images at a time, which bounds the memory
 _COPIED = 4096  # images that go to a GPU at a time
 
 
@@ -155,8 +156,8 @@ def _contents(split: Split) -> Iterator[bytes]:
     stored, places = _in_memory(split)
     if stored is not None:
         yield repr(stored.shape[1:]).encode()
-        for first in range(0, len(split), _COPIED):
-            chosen = slice(first, first + _COPIED) if places is None else places[first : first + _COPIED]
+        for first in range(0, len(split), _HASHED):
+            chosen = slice(first, first + _HASHED) if places is None else places[first : first + _HASHED]
             yield hashlib.blake2b(stored[chosen].tobytes()).digest()
         return
     with ThreadPoolExecutor() as threads:  # reading and hashing let go of Python's lock
