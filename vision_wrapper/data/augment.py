@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from vision_wrapper._lookup import Table, check_names
 from vision_wrapper.errors import MissingPackageError, SettingError
+
+if TYPE_CHECKING:
+    import albumentations
 
 # A pixel value in 0..255, one for each channel, or the data set's mean.
 Fill: TypeAlias = "int | tuple[int, ...] | Literal['mean']"
@@ -181,6 +184,8 @@ Mixing: TypeAlias = MixUp | CutMix
 Compiled: TypeAlias = Pad | RandomCrop | Flip | Rotate | Cutout | RandomResizedCrop | ColorJitter
 Operation: TypeAlias = Compiled | AlternatingFlip | Mixing
 Operations: TypeAlias = tuple[Operation, ...]
+# What `make_loaders` takes: a name of AUGMENTATIONS, operations, or a user's own.
+Augmentation: TypeAlias = "str | Operations | albumentations.Compose | Callable[[Any], Any]"
 
 AUGMENTATIONS: Table[Operations] = Table(
     "augmentation",

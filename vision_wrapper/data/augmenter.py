@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from vision_wrapper._seeding import BatchRandom, SampleRandom
 from vision_wrapper.data.augment import (
     AUGMENTATIONS,
     AlternatingFlip,
+    Augmentation,
     Compiled,
     Mixing,
     Operation,
@@ -27,11 +28,6 @@ from vision_wrapper.data.augment import (
 )
 from vision_wrapper.data.images import to_pil
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
-
-if TYPE_CHECKING:
-    import albumentations
-
-Augmentation: TypeAlias = "str | Operations | albumentations.Compose | Callable[[Any], Any]"
 
 _TO_FLOAT = {"ToDtype", "ConvertImageDtype", "ToTensor", "ToFloat"}  # after which images are in 0..1, or 0..255 again
 

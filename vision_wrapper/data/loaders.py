@@ -11,7 +11,8 @@ import numpy as np
 from vision_wrapper._distributed import processes_here
 from vision_wrapper._numbers import whole_number
 from vision_wrapper._seeding import checked_seed
-from vision_wrapper.data.augmenter import Augmentation, Augmenter
+from vision_wrapper.data.augment import Augmentation
+from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.data.loader import Loader, ProgressiveSize
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ImageData
