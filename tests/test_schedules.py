@@ -1,12 +1,14 @@
 """Schedules equal torch's, and can be previewed; every entry of the table."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vision_wrapper import data
 from vision_wrapper.errors import SettingError, UnknownNameError
 from vision_wrapper.models import CustomResNet
-from vision_wrapper.trainer import SCHEDULES, schedules
+from vision_wrapper.trainer import SCHEDULES, Lookahead, schedules
 
 ARGUMENTS = {
     "one_cycle": {"max_lr": 0.1, "peak_epoch": 1},
@@ -162,3 +164,11 @@ def test_a_plateau_keeps_the_proportion_of_the_groups_rates():
     for _ in range(5):
         scheduler.step(1.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 1e-4])
+
+
+def test_numpys_whole_numbers_make_the_same_run():
+    three = np.int64(3)
+    assert schedules.multi_step([three]).describe() == schedules.multi_step([3]).describe()
+    assert schedules.plateau(patience=three).describe() == schedules.plateau(patience=3).describe()
+    assert repr(data.augmentation("crop_flip", pad=three)) == repr(data.augmentation("crop_flip", pad=3))
+    assert type(Lookahead(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), steps=three).steps) is int

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from vision_wrapper._lookup import Table, check_names
+from vision_wrapper._numbers import is_whole
 from vision_wrapper.errors import MissingPackageError, SettingError
 
 if TYPE_CHECKING:
@@ -211,10 +212,6 @@ AUGMENTATIONS: Table[Operations] = Table(
 )
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -233,12 +230,12 @@ class _Change(NamedTuple):
 
 
 _CHANGES: dict[str, _Change] = {
-    "pad": _Change(Pad, "pixels", lambda v: _is_whole(v) and v >= 0, "a whole number of pixels, at least 0"),
+    "pad": _Change(Pad, "pixels", lambda v: is_whole(v) and v >= 0, "a whole number of pixels, at least 0"),
     "pad_mode": _Change(Pad, "mode", lambda v: v in ("constant", "reflect"), '"constant" or "reflect"'),
     "flip_p": _Change(Flip, "p", _is_probability, "a probability in [0, 1]"),
     "degrees": _Change(Rotate, "degrees", lambda v: _is_number(v) and v >= 0, "a number of degrees, at least 0"),
-    "hole_size": _Change(Cutout, "size", lambda v: _is_whole(v) and v >= 1, "a whole number of pixels, at least 1"),
-    "holes": _Change(Cutout, "holes", lambda v: _is_whole(v) and v >= 1, "a whole number of at least 1"),
+    "hole_size": _Change(Cutout, "size", lambda v: is_whole(v) and v >= 1, "a whole number of pixels, at least 1"),
+    "holes": _Change(Cutout, "holes", lambda v: is_whole(v) and v >= 1, "a whole number of at least 1"),
     "hole_p": _Change(Cutout, "p", _is_probability, "a probability in [0, 1]"),
     "mix_alpha": _Change(Mixing, "alpha", lambda v: _is_number(v) and v > 0, "a number above 0"),
     "mix_p": _Change(Mixing, "p", _is_probability, "a probability in [0, 1]"),
@@ -269,6 +266,7 @@ def augmentation(name: str, **changes: Any) -> Operations:
             raise SettingError(f"{key} must be {change.expected}, got {value!r}.")
         if not any(isinstance(operation, change.operation) for operation in operations):
             raise SettingError(f"{name!r} has no operation that {key}= could change; it is {operations}.")
+        value = int(value) if is_whole(value) else value  # numpy's is written in another way
         operations = tuple(
             replace(operation, **{change.field: value}) if isinstance(operation, change.operation) else operation
             for operation in operations

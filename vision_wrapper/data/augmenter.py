@@ -42,6 +42,7 @@ class Augmenter:
     def __init__(self, augment: Augmentation, size: tuple[int, int], mean: Sequence[float], seed: int):
         self.size, self.mean, self.seed = size, tuple(mean), seed
         self.description = _describe(augment)
+        self.name = getattr(augment, "__qualname__", self.description)  # for people: without what is in a function
         operations: Operations | None = None
         if isinstance(augment, str):
             operations = AUGMENTATIONS[augment]
@@ -68,7 +69,7 @@ class Augmenter:
             raise
         except Exception as error:  # whatever a user's augmentation, or a library's, may raise
             raise DataError(
-                f"The augmentation {self.description} failed on image {index} of shape {image.shape}: {error} It is "
+                f"The augmentation {self.name} failed on image {index} of shape {image.shape}: {error} It is "
                 "given raw uint8 images."
             ) from error
 
@@ -222,9 +223,12 @@ _DRAWN_FROM: ContextVar[SampleRandom | None] = ContextVar("drawn_from", default=
 
 @cache
 def _let_pipelines_ask() -> None:
-    """Once in a process, let albumentations' transforms ask `_DRAWN_FROM` before their own generators."""
-    from albumentations.core.composition import BaseCompose
-    from albumentations.core.transforms_interface import BasicTransform
+    """Once in a process, let albumentations' transforms ask `_DRAWN_FROM` before their own generators.
+
+    It has been imported: who uses it has done so.
+    """
+    core = sys.modules["albumentations"].core
+    kinds = core.composition.BaseCompose, core.transforms_interface.BasicTransform
 
     def asking(name: str, field: str) -> property:
         def drawn_from(transform: Any) -> Any:
@@ -238,7 +242,7 @@ def _let_pipelines_ask() -> None:
         return property(drawn_from, lambda transform, own: vars(transform).update({name: own}))
 
     for name, field in (("random_generator", "numpy"), ("py_random", "python")):
-        for kind in (BaseCompose, BasicTransform):
+        for kind in kinds:
             setattr(kind, name, asking(name, field))
 
 

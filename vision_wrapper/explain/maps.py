@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._numbers import whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.explain.borrow import borrowed
 from vision_wrapper.explain.full_gradient import full_gradients
@@ -108,8 +109,7 @@ def stages(model: nn.Module, image: Tensor, count: int = 4) -> tuple[str, ...]:
     have maps of one size, as with other strides, they are told apart by the network's outermost blocks. Arguments and
     errors as in `default_layer`, and `SettingError` for a `count` below 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise SettingError(f"count must be a whole number of at least 1, got {count!r}.")
+    count = whole_number("count", count, 1)
     with borrowed(model, checked_images(image)) as (net, images):
         return tuple(layer.name for layer in layers_of_stages(probed(net, images), count))
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper._state import preserve_state
 from vision_wrapper.errors import SettingError
@@ -94,8 +95,7 @@ def trust(
 
     Raises what `cam` raises.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SettingError(f"steps must be a whole number of at least 1, got {steps!r}.")
+    steps = whole_number("steps", steps, 1)
     images, seed = checked_images(images), checked_seed(seed)
     if not len(images):
         raise SettingError("trust needs at least one image.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vision_wrapper._files import PathLike
 from vision_wrapper._lookup import unknown_name
+from vision_wrapper._numbers import whole_number
 from vision_wrapper.errors import MissingPackageError, SettingError
 from vision_wrapper.models import freeze
 from vision_wrapper.trainer.history import COLUMNS, History, check_monitor, check_validated, watched
@@ -185,9 +186,7 @@ class FreezeBody(Callback):
     """
 
     def __init__(self, epochs: int):
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-            raise SettingError(f"epochs must be a whole number of at least 0, got {epochs!r}.")
-        self.epochs = epochs
+        self.epochs = whole_number("epochs", epochs, 0)
         self._before: list[tuple[Any, str, bool]] = []  # what was frozen and in eval mode before
 
     def on_fit_start(self, run: Run) -> None:
@@ -248,9 +247,9 @@ class EarlyStopping(Callback):
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0):
         check_monitor(monitor)
-        if patience < 1 or min_delta < 0:
-            raise SettingError(f"patience must be at least 1 and min_delta at least 0, got {patience}, {min_delta}.")
-        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        if not min_delta >= 0:
+            raise SettingError(f"min_delta must be a number of at least 0, got {min_delta!r}.")
+        self.monitor, self.patience, self.min_delta = monitor, whole_number("patience", patience, 1), min_delta
         self.best, self.waited = -math.inf, 0
 
     def on_fit_start(self, run: Run) -> None:

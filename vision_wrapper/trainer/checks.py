@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.fit import Fit
 
 
-def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compile: Any) -> None:
+def check_settings(*, ema: Any, clip_norm: Any, accumulate: int, l1: Any, compile: Any) -> None:
     """Raise `SettingError` for a value that cannot be."""
     if not (isinstance(compile, bool) or compile == "graphs"):
         raise SettingError(f'compile is True, False or "graphs", got {compile!r}.')
@@ -33,8 +33,6 @@ def check_settings(*, ema: Any, clip_norm: Any, accumulate: Any, l1: Any, compil
         raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
     if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
         raise SettingError(f"clip_norm must be a positive number, got {clip_norm!r}.")
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise SettingError(f"accumulate must be a whole number of at least 1, got {accumulate!r}.")
     if not (_is_number(l1) and l1 >= 0):
         raise SettingError(f"l1 must be a number of at least 0, got {l1!r}.")
 

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._files import PathLike, check_writable
+from vision_wrapper._numbers import whole_number
 from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer import checkpoint as checkpoints
@@ -180,8 +180,7 @@ def new_run(
 ) -> Fit:
     """A run that has not begun, of what `Trainer.fit` was given; raises what that raises before the first batch."""
     schedule = _as_schedule(schedule, every)
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise SettingError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
+    epochs = whole_number("epochs", epochs, 1)
     if schedule is not None and schedule.monitor is not None:
         check_validated(schedule.monitor, val_loader is not None, "The schedule")
     batches = _length(train_loader)
@@ -192,7 +191,7 @@ def new_run(
     check_last_batch(trainer.model, train_loader, trainer.processes.count)
     run = Fit(
         trainer=trainer,
-        epochs=int(epochs),
+        epochs=epochs,
         batches=batches,
         loader=train_loader,
         first_epoch=trainer.epochs_trained,

@@ -23,15 +23,14 @@ def check_loss(loss_fn: Any) -> None:
         raise SettingError(f'The loss must be the mean over the batch, reduction="mean", got {reduction!r}.')
 
 
-def check_mean(loss: Any, learns: bool) -> None:
-    """Raise `SettingError` for what is no mean over a batch, or, where it is learned from, has no gradient."""
-    if not isinstance(loss, Tensor) or loss.ndim:
-        got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r}"
-        raise SettingError(f"loss_fn must return the batch's mean loss, a tensor without dimensions; got {got}.")
-    if learns and not loss.requires_grad:
-        raise SettingError(
+def no_mean(loss: Any) -> SettingError:
+    """The error for what is no mean over a batch, or has no gradient to learn from."""
+    if isinstance(loss, Tensor) and not loss.ndim:
+        return SettingError(
             "The loss depends on no parameter that learns: it was detached, or the forward pass uses frozen ones alone."
         )
+    got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r}"
+    return SettingError(f"loss_fn must return the batch's mean loss, a tensor without dimensions; got {got}.")
 
 
 def takes_logits(loss_fn: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
@@ -74,8 +75,7 @@ def run_lr_finder(
     """See `Trainer.find_lr`."""
     if not 0 < start_lr < end_lr < math.inf:
         raise SettingError(f"find_lr needs 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
-    if not isinstance(num_iter, int) or num_iter < 2:
-        raise SettingError(f"num_iter must be a whole number of at least 2, got {num_iter!r}.")
+    num_iter = whole_number("num_iter", num_iter, 2)
     check_still_held(trainer.model, trainer.optimizer)
     check_trainable(trainer.model, trainer.optimizer)
     finder_class, batches_class = _classes()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._lookup import Table
+from vision_wrapper._numbers import whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.precision import cpu_has_bf16
 
@@ -134,9 +135,9 @@ class Lookahead(torch.optim.Optimizer):
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int = 5, share: float = 0.5):
         check_lookahead(steps, share)
-        self.optimizer, self.steps, self.share = optimizer, steps, share
+        self.optimizer, self.steps, self.share = optimizer, int(steps), share
         super().__init__(optimizer.param_groups, optimizer.defaults)
-        self.defaults = {**optimizer.defaults, "lookahead_steps": steps, "lookahead_share": share}
+        self.defaults = {**optimizer.defaults, "lookahead_steps": self.steps, "lookahead_share": share}
         self.param_groups, self.state = optimizer.param_groups, optimizer.state
         self._taken = 0
         self._slow: list[Tensor] | None = None  # made at the first step, when the weights lie where they are trained
@@ -188,8 +189,7 @@ class Lookahead(torch.optim.Optimizer):
 
 def check_lookahead(steps: Any = 5, share: Any = 0.5) -> None:
     """Raise `SettingError` for numbers that `Lookahead` cannot take."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SettingError(f"Lookahead: steps must be a whole number of at least 1, got {steps!r}.")
+    whole_number("steps of Lookahead", steps, 1)
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise SettingError(f"Lookahead: share must be in (0, 1], got {share!r}.")
 

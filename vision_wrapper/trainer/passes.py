@@ -17,7 +17,7 @@ from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer.batches import evaluated_batches, interleaved
 from vision_wrapper.trainer.checks import check_pair, no_batch, out_of_memory
-from vision_wrapper.trainer.losses import LOSS_ERRORS, check_mean, counted_and_weight, raise_loss_failed
+from vision_wrapper.trainer.losses import LOSS_ERRORS, counted_and_weight, no_mean, raise_loss_failed
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
 if TYPE_CHECKING:
@@ -127,5 +127,6 @@ def _loss(loss_fn: Any, logits: Tensor, targets: Tensor) -> Tensor:
             loss = loss_fn(logits, targets)
     except LOSS_ERRORS as error:
         raise_loss_failed(logits, targets, error)
-    check_mean(loss, learns=False)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise no_mean(loss)
     return loss

@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from vision_wrapper._describe import description
 from vision_wrapper._lookup import Table
+from vision_wrapper._numbers import is_whole, whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
 
@@ -258,17 +259,18 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     Raises:
         SettingError: other milestones or another factor.
     """
-    whole = isinstance(milestones, Sequence) and all(_is_whole(m) for m in milestones)
+    whole = isinstance(milestones, Sequence) and all(is_whole(m) for m in milestones)
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
+    milestones = [int(m) for m in milestones]
     if not _is_rate(factor):
         raise SettingError(f"factor must be a positive number, got {factor!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
-        return torch_schedulers.MultiStepLR(optimizer, list(milestones), gamma=factor)
+        return torch_schedulers.MultiStepLR(optimizer, milestones, gamma=factor)
 
-    return Schedule("multi_step", build, "epoch", arguments={"milestones": list(milestones), "factor": factor})
+    return Schedule("multi_step", build, "epoch", arguments={"milestones": milestones, "factor": factor})
 
 
 def plateau(
@@ -292,8 +294,7 @@ def plateau(
     """
     if not (_is_rate(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
-    if not _is_whole(patience) or patience < 0:
-        raise SettingError(f"patience must be a whole number of epochs, at least 0, got {patience!r}.")
+    patience = whole_number("patience", patience, 0)
     _check_at_least_0("threshold", threshold)
     _check_at_least_0("min_lr", min_lr)
     check_monitor(monitor)
@@ -392,10 +393,6 @@ COUNTED_IN_EPOCHS: dict[str, Callable[[Any, float], Any]] = {
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_optional_rate(name: str, value: Any) -> None:

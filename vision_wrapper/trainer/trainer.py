@@ -19,6 +19,7 @@ from vision_wrapper._allocator import keep_freed_memory
 from vision_wrapper._describe import description
 from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check_model import BATCH_OF_ONE
@@ -52,7 +53,7 @@ from vision_wrapper.trainer.guards import (
     unchanged_on_error,
 )
 from vision_wrapper.trainer.history import History, watched
-from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, check_mean, raise_loss_failed
+from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, no_mean, raise_loss_failed
 from vision_wrapper.trainer.lr_finder import LRCurve, run_lr_finder
 from vision_wrapper.trainer.optimizers import Lookahead
 from vision_wrapper.trainer.passes import Evaluation
@@ -111,6 +112,7 @@ class Trainer:
         channels_last: bool | None = None,
         deterministic: bool = False,
     ):
+        accumulate = whole_number("accumulate", accumulate, 1)
         check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
         check_optimizer(model, optimizer)
         if loss_fn is not None:
@@ -172,7 +174,8 @@ class Trainer:
                 loss = self.loss_fn(logits, targets)
             except LOSS_ERRORS as error:
                 raise_loss_failed(logits, targets, error)
-        check_mean(loss, learns=True)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            raise no_mean(loss)
         total = loss if not self.l1 else loss + self.l1 * self._l1_norm()
         if share != 1:
             total = total * share
