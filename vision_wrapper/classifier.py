@@ -33,7 +33,7 @@ from vision_wrapper.errors import (
     OtherModelError,
     SettingError,
 )
-from vision_wrapper.evaluation import checked_temperature
+from vision_wrapper.evaluation.predictions import checked_temperature
 from vision_wrapper.models import build_model
 from vision_wrapper.models.weights import check_fits, tensors_of
 

@@ -1,206 +1,33 @@
-"""What a model's predictions are worth: accuracy, confusion, per class, calibration, mistakes."""
+"""A model's predictions, and what they are worth."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vision_wrapper._files import PathLike, write_bytes, write_text
-from vision_wrapper._lookup import Table, check_different, unknown_name
+from vision_wrapper._files import PathLike, write_bytes
+from vision_wrapper._lookup import Table, check_different
 from vision_wrapper._numbers import is_whole, whole_number
-from vision_wrapper.data.splits import image_for
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
+from vision_wrapper.evaluation.measures import Calibration, CalibrationBin, ClassResult, Curve, class_result
+from vision_wrapper.evaluation.mistakes import Mistake, Mistakes, class_index
 
 if TYPE_CHECKING:
     from vision_wrapper.data import Preprocess, Split
 
 Order = Literal["confidence", "loss", "margin", "index"]
 
-__all__ = ["Calibration", "CalibrationBin", "ClassResult", "Curve", "Mistake", "Mistakes", "Predictions"]
-
-SHOWN = 20  # mistakes that are printed
 TEMPERATURES = (0.05, 20.0)  # between which one is looked for
-
-
-class ClassResult(NamedTuple):
-    """How one class fared. Fractions are in [0, 1], and 0 where there is nothing to divide by."""
-
-    name: str
-    count: int  # samples of the class
-    correct: int
-    accuracy: float  # correct / count, which is the recall
-    precision: float
-    recall: float
-    f1: float
-
-
-class CalibrationBin(NamedTuple):
-    """The samples whose highest probability lies in (low, high]."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float  # mean of the highest probabilities; 0 in an empty bin
-    accuracy: float  # 0 in an empty bin
-
-
-class Calibration(NamedTuple):
-    """How well the highest probability says how often the model is right (Guo et al. 2017, arXiv:1706.04599)."""
-
-    ece: float  # expected calibration error: the bins' |accuracy - confidence|, weighted by their counts
-    bins: list[CalibrationBin]
-
-
-class Curve(NamedTuple):
-    """A curve of one class against all others; with `roc` thresholds on its probability fall, else they rise.
-
-    Of `Predictions.roc`, x is the false positive rate and y the true positive rate; of `precision_recall`, x is the
-    recall and y the precision. All are float64 (points,), in [0, 1].
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    thresholds: np.ndarray  # one a point; where the packages give none, infinity
-    area: float  # under the ROC curve, or the average precision
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A sample that was classified wrongly.
-
-    Attributes:
-        index: of the sample in its data set.
-        target: the true class.
-        predicted: the class with the highest logit.
-        true_name: name of the true class.
-        predicted_name: name of the predicted class.
-        confidence: probability of the predicted class.
-        loss: cross-entropy in nats, -log(probability of the true class).
-        margin: probability of the predicted class minus that of the true one.
-        origin: where the image comes from, its file or "index 12".
-    """
-
-    index: int
-    target: int
-    predicted: int
-    true_name: str
-    predicted_name: str
-    confidence: float
-    loss: float
-    margin: float
-    origin: str
-
-
-class Mistakes(Sequence[Mistake]):
-    """Wrongly classified samples, in order. A slice is again `Mistakes`.
-
-    `source` is the split they come from (raw images), or None; `preprocess` what makes a network's input of them.
-    """
-
-    def __init__(
-        self,
-        mistakes: Sequence[Mistake],
-        classes: Sequence[str],
-        source: Split | None = None,
-        preprocess: Preprocess | None = None,
-    ):
-        self._mistakes = list(mistakes)
-        self.classes, self.source, self.preprocess = tuple(classes), source, preprocess
-
-    def __len__(self) -> int:
-        return len(self._mistakes)
-
-    @overload
-    def __getitem__(self, index: int) -> Mistake: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Mistakes: ...
-
-    def __getitem__(self, index: int | slice) -> Mistake | Mistakes:
-        return self._with(self._mistakes[index]) if isinstance(index, slice) else self._mistakes[index]
-
-    def __repr__(self) -> str:
-        return f"<Mistakes: {len(self)} samples of {len(self.classes)} classes>"
-
-    def _with(self, mistakes: list[Mistake]) -> Mistakes:
-        return Mistakes(mistakes, self.classes, self.source, self.preprocess)
-
-    def where(self, true: str | int | None = None, predicted: str | int | None = None) -> Mistakes:
-        """Those of a `true` class, or taken for a `predicted` one, or both; classes by name or index.
-
-        Raises:
-            UnknownNameError: a name that no class has.
-            SettingError: an index outside the classes.
-        """
-        true, predicted = self._class_index(true), self._class_index(predicted)
-        return self._with([m for m in self if true in (None, m.target) and predicted in (None, m.predicted)])
-
-    def _class_index(self, given: str | int | None) -> int | None:
-        return None if given is None else class_index(self.classes, given)
-
-    def __str__(self) -> str:
-        """A table of the first twenty."""
-        head = ("index", "true", "predicted", "confidence", "from")
-        rows = [
-            (str(m.index), m.true_name, m.predicted_name, f"{m.confidence:.1%}", m.origin)
-            for m in self._mistakes[:SHOWN]
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *rows)]
-        more = [f"… and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
-        return "\n".join(line.rstrip() for line in [*lines, *more])
-
-    def image(self, i: int, decode_size: tuple[int, int] | None = None) -> np.ndarray:
-        """The raw image of the i-th of these, uint8 (H, W, C); `decode_size` of a photograph as in `data.decode`.
-
-        Raises `SettingError` where `source` is None.
-        """
-        if self.source is None:
-            raise SettingError(
-                "These predictions do not know their images. Give the split they were made on: "
-                "Predictions(…, source=data.test), or Predictions.load(path, source=data.test)."
-            )
-        return image_for(self.source, self[i].index, decode_size)
-
-    def images(self, decode_size: tuple[int, int] | None = None) -> list[np.ndarray]:
-        """The raw images of all of these, each uint8 (H, W, C); see `image`."""
-        return [self.image(i, decode_size) for i in range(len(self))]
-
-    def resized(self) -> list[np.ndarray]:
-        """The images as the network saw them, but for normalisation: uint8 (H, W, C) of its input's size.
-
-        One whole photograph at a time is held. Raises `SettingError` where `source` or `preprocess` is None.
-        """
-        preprocess = self.preprocess
-        if preprocess is None:
-            raise SettingError(
-                "These mistakes do not know how images become inputs. Take them from "
-                "trainer.predict(loader).mistakes(), or pass source= and preprocess= to Predictions."
-            )
-        raw = (self.image(i, preprocess.decode_size) for i in range(len(self)))
-        return [preprocess.resize(preprocess.as_array(image)) for image in raw]
-
-    def to_csv(self, path: PathLike) -> None:
-        """Write a table with a header and a row for each, atomically. Raises `FileWriteError`."""
-        text = io.StringIO()
-        # With another end of line, a "\r" in a name would not be quoted, and would read back as a new row.
-        table = csv.DictWriter(text, [field.name for field in fields(Mistake)], lineterminator="\r\n")
-        table.writeheader()
-        table.writerows(asdict(mistake) for mistake in self)
-        write_text(path, text.getvalue())
-
 
 _ORDERS: Table[Callable[[Mistake], float]] = Table(
     "order of mistakes",
@@ -331,7 +158,7 @@ class Predictions:
         matrix = self.confusion_matrix()
         correct, counts, claimed = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         return [
-            _class_result(name, int(count), int(right), int(claims))
+            class_result(name, int(count), int(right), int(claims))
             for name, count, right, claims in zip(self.classes, counts, correct, claimed, strict=True)
         ]
 
@@ -520,20 +347,6 @@ class Predictions:
         return cls(*arrays, classes=classes, source=source, preprocess=preprocess)
 
 
-def class_index(classes: Sequence[str], given: str | int) -> int:
-    """The index of a class that is given by name or index.
-
-    Raises `UnknownNameError` for a name that no class has, `SettingError` for an index outside.
-    """
-    if isinstance(given, str):
-        if given not in classes:
-            raise unknown_name("class", given, classes)
-        return list(classes).index(given)
-    if not is_whole(given) or not 0 <= given < len(classes):
-        raise SettingError(f"There are {len(classes)} classes, with names or indices from 0; got {given!r}.")
-    return int(given)
-
-
 def checked_temperature(temperature: Any) -> float:
     """The temperature as a float. Raises `SettingError` unless it is a positive number."""
     is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
@@ -575,9 +388,3 @@ def _names(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in classes)
     check_different(names)
     return names
-
-
-def _class_result(name: str, count: int, correct: int, claims: int) -> ClassResult:
-    recall, precision = correct / max(count, 1), correct / max(claims, 1)
-    f1 = 2 * correct / max(count + claims, 1)
-    return ClassResult(name, count, correct, recall, precision, recall, f1)
