@@ -88,7 +88,7 @@ def evaluate(run: RunArgument) -> None:
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    files: Annotated[list[str], typer.Argument(help="Image files.")],
     format: Annotated[str, typer.Option(help="table, csv or json; the last two with every probability.")] = "table",
 ) -> None:
     """Say what is on images.
@@ -114,16 +114,16 @@ def predict(
         raise typer.Exit(1)
 
 
-def _table_line(file: Path, prediction: Any, classes: Any) -> str:
+def _table_line(file: str, prediction: Any, classes: Any) -> str:
     return f"{file}\t{prediction.name}\t{prediction.probability:.4f}"
 
 
-def _prediction_csv(file: Path, prediction: Any, classes: Any) -> str:
+def _prediction_csv(file: str, prediction: Any, classes: Any) -> str:
     shares = (f"{share:.6f}" for share in (prediction.probability, *prediction.probabilities))
     return _csv_line([str(file), prediction.name, *shares])
 
 
-def _prediction_json(file: Path, prediction: Any, classes: Any) -> str:
+def _prediction_json(file: str, prediction: Any, classes: Any) -> str:
     shares = dict(zip(classes, prediction.probabilities, strict=True))
     return json.dumps(
         {"file": str(file), "class": prediction.name, "probability": prediction.probability, "probabilities": shares}
