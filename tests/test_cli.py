@@ -67,7 +67,8 @@ def test_predict_says_what_a_folder_and_an_address_are(tmp_path):
     vw.save_classifier(tmp_path / "c", models.CustomResNet(2, widths=(2, 2, 2, 2)), preprocess, ("a", "b"))
     assert f"Give the images in it, such as {tmp_path}/*" in command("predict", "c", tmp_path, cwd=tmp_path, expect=1)
     for address in ("https://example.org/cat.png", "http://example.org/cat.png"):
-        assert f"{address} is an address, which is not fetched" in command("predict", "c", address, cwd=tmp_path, expect=1)
+        said = command("predict", "c", address, cwd=tmp_path, expect=1)
+        assert f"{address} is an address, which is not fetched" in said
 
 
 def test_outputs_that_are_closed_or_lack_letters_end_nothing(tmp_path):

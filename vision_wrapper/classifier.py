@@ -100,7 +100,7 @@ class Classifier:
     def _predict_batch(self, images: list[Any]) -> list[Prediction]:
         channels = self.preprocess.channels
         raw = [
-            decode(Path(i), channels, self.preprocess.decode_size) if isinstance(i, (str, os.PathLike)) else i
+            decode(os.fspath(i), channels, self.preprocess.decode_size) if isinstance(i, (str, os.PathLike)) else i
             for i in images
         ]
         logits = _run(self.model, self.preprocess.batch(raw))
