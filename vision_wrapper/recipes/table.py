@@ -158,7 +158,8 @@ RECIPES: Table[Recipe] = Table(
             ),
             Recipe(
                 "custom-resnet-fast",
-                "The custom ResNet in 10 epochs, with Muon for its filters.",
+                "The custom ResNet in 10 epochs, with Muon for its filters, which begin as identities.",
+                model_args={"init": "dirac"},
                 **_MUON,
                 epochs=10,
                 augment="crop_alternating_flip",
