@@ -4,9 +4,10 @@ import contextlib
 import io
 import sys
 
+import numpy as np
 import pytest
 
-from vision_wrapper import cli
+from vision_wrapper import cli, data
 from vision_wrapper.recipes import RECIPES
 
 SMALL_ARGUMENTS = {"custom_resnet": {"widths": (4, 4, 8, 8)}, "whitened_convnet": {"widths": (4, 8, 8)}}
@@ -39,3 +40,12 @@ def command(*arguments, cwd, expect=0):
             cli.main()
     assert (ended.value.code or 0) == expect, said.getvalue()
     return said.getvalue()
+
+
+def coloured_images():
+    """60 and 30 images of 16x16, of three classes that are a colour each; one has the name of a tag."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    pixels = rng.integers(0, 150, (90, 16, 16, 3)).astype(np.uint8)
+    pixels[np.arange(90), :, :, labels] += 100
+    return data.from_arrays((pixels[:60], labels[:60]), (pixels[60:], labels[60:]), ("<b>red</b>", "green", "blue"))
