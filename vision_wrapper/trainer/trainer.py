@@ -167,6 +167,7 @@ class Trainer:
 
         Raises:
             DataError: the loss cannot be computed of these outputs and targets.
+            SettingError: the loss is no mean of the batch, or depends on nothing that learns.
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             logits = self._forward(inputs).float()  # losses are computed in float32
