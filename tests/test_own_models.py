@@ -43,6 +43,18 @@ class Grid(nn.Module):
         return self.fc((x * self.grid).mean((2, 3)))
 
 
+class WithAuxiliaryLogits(nn.Module):
+    """Returns more than its logits in train mode, as torchvision's GoogLeNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 16 * 16, 3)
+
+    def forward(self, x):
+        logits = self.fc(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+
 def trainer_of(model, **arguments):
     return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), **{"callbacks": [], **arguments})
 
@@ -107,3 +119,12 @@ def test_weights_that_are_computed_before_each_pass_stay(how):
     trainer.evaluate(ready_batches())
     assert equal(weights(trainer), before)
     assert model[1].weight is kept and torch.equal(kept, computed)
+
+
+def test_more_than_logits_in_train_mode_alone_is_said():
+    trainer = trainer_of(WithAuxiliaryLogits())
+    before = weights(trainer)
+    for call in (lambda: trainer.fit(ready_batches(), epochs=1), lambda: trainer.find_lr(ready_batches())):
+        with pytest.raises(SettingError, match=r"got tuple.* in train mode as in eval mode"):
+            call()
+    assert equal(before, weights(trainer))

@@ -148,6 +148,16 @@ def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
     raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
 
 
+def check_logits(outputs: Any) -> Tensor:
+    """What the model returned, which has to be a tensor. Raises `SettingError` for anything else."""
+    if not isinstance(outputs, Tensor):
+        raise SettingError(
+            f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module "
+            "that returns these alone, in train mode as in eval mode."
+        )
+    return outputs
+
+
 def position(run: Fit) -> str:
     """Where the run stands, counted from 1."""
     return f"Epoch {run.epoch + 1}, batch {run.batch + 1}"

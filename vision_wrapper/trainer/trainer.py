@@ -33,6 +33,7 @@ from vision_wrapper.trainer.callbacks import Callback, ProgressBar
 from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
+    check_logits,
     check_optimizer,
     check_same_groups,
     check_settings,
@@ -167,10 +168,11 @@ class Trainer:
 
         Raises:
             DataError: the loss cannot be computed of these outputs and targets.
-            SettingError: the loss is no mean of the batch, or depends on nothing that learns.
+            SettingError: the model returns no tensor; the loss is no mean of the batch, or depends on nothing that
+                learns.
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
-            logits = self._forward(inputs).float()  # losses are computed in float32
+            logits = check_logits(self._forward(inputs)).float()  # losses are computed in float32
             try:
                 loss = self.loss_fn(logits, targets)
             except LOSS_ERRORS as error:

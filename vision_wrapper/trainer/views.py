@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vision_wrapper._lookup import Table
 from vision_wrapper.errors import SettingError
+from vision_wrapper.trainer.checks import check_logits
 
 
 class View(NamedTuple):
@@ -93,17 +94,8 @@ def _shown(view: View, images: Tensor) -> Tensor:
     return shown
 
 
-def _logits(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise SettingError(
-            f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module "
-            "that returns these alone."
-        )
-    return outputs
-
-
 def averaged_logits(forward: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View]) -> Tensor:
     """The weighted mean of the float32 logits (N, C) of all views."""
     total = sum(view.weight for view in views)
-    logits = [_logits(forward(_shown(view, images))).float() * (view.weight / total) for view in views]
+    logits = [check_logits(forward(_shown(view, images))).float() * (view.weight / total) for view in views]
     return logits[0] if len(logits) == 1 else sum(logits[1:], logits[0])
