@@ -287,6 +287,18 @@ def test_save_and_load(images, tmp_path):
         other.load(tmp_path / "t")
 
 
+@pytest.mark.parametrize(("there", "here"), [("adam", "sgd"), ("sgd", "adam")])
+def test_the_state_of_another_optimizer_is_refused(images, tmp_path, there, here):
+    trainer, loaders = make(images, optimizer=there)
+    trainer.fit(loaders.train, epochs=1)
+    trainer.save(tmp_path / "t")
+    other, _ = make(images, optimizer=here)
+    before, state = weights(other), repr(other.optimizer.state_dict())
+    with pytest.raises(OtherModelError, match=r"of the class (Adam, this one is SGD|SGD, this one is Adam)"):
+        other.load(tmp_path / "t")
+    assert equal(before, weights(other)) and repr(other.optimizer.state_dict()) == state
+
+
 def test_loading_a_fit_takes_nothing_of_its_schedule(images, tmp_path):
     trainer, loaders = make(images, optimizer="sgd")
     schedule = schedules.one_cycle(0.1, peak_epoch=1, cycle_momentum=True)

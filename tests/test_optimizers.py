@@ -221,13 +221,13 @@ def test_lookahead_begins_anew_with_each_fit(images):
 
 
 def test_a_state_with_and_one_without_lookahead_are_told_apart(images, tmp_path):
-    with_it, _ = trainer_of(images, "lookahead", True)
+    with_it, _ = trainer_of(images, "lookahead of muon", True)
     without, _ = trainer_of(images, "muon", True)
     with_it.save(tmp_path / "with.ckpt")
     without.save(tmp_path / "without.ckpt")
-    with pytest.raises(OtherModelError, match="with Lookahead"):
+    with pytest.raises(OtherModelError, match="of the class Lookahead of Muon, this one is Muon"):
         without.load(tmp_path / "with.ckpt")
-    with pytest.raises(OtherModelError, match="without Lookahead"):
+    with pytest.raises(OtherModelError, match="of the class Muon, this one is Lookahead of Muon"):
         with_it.load(tmp_path / "without.ckpt")
 
 

@@ -45,7 +45,7 @@ class NewerFormatError(CheckpointError):
 
 
 class OtherModelError(CheckpointError):
-    """The weights belong to another architecture or another number of classes."""
+    """The weights belong to another architecture or number of classes, or the state to another optimizer."""
 
 
 class OtherRunError(CheckpointError):

@@ -269,6 +269,7 @@ def _trainer_state(trainer: Trainer) -> dict[str, Any]:
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
+        "optimizer_class": _class_name(trainer.optimizer),
         "scaler": trainer._scaler.state_dict(),
         "random": random_states(),
         "epochs_trained": trainer.epochs_trained,
@@ -279,11 +280,18 @@ def _check_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> N
     check_fits(trainer.model.state_dict(), state["model"], str(path))
     groups = [len(group["params"]) for group in trainer.optimizer.param_groups]
     kept = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
-    if ("lookahead" in state["optimizer"]) != isinstance(trainer.optimizer, Lookahead):
-        there = "with" if "lookahead" in state["optimizer"] else "without"
-        raise OtherModelError(f"{path} is of an optimizer {there} Lookahead, unlike this one.")
+    here = _class_name(trainer.optimizer)
+    there = state.get("optimizer_class", here)  # older files do not say
+    if there != here:
+        raise OtherModelError(f"{path} has the state of an optimizer of the class {there}, this one is {here}.")
     if groups != kept:
         raise OtherModelError(f"{path} has an optimizer with groups of {kept} parameters, this one has {groups}.")
+
+
+def _class_name(optimizer: torch.optim.Optimizer) -> str:
+    """The class, of Lookahead with that of the optimizer in it."""
+    name = type(optimizer).__name__
+    return f"{name} of {_class_name(optimizer.optimizer)}" if isinstance(optimizer, Lookahead) else name
 
 
 def _restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
