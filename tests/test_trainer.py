@@ -139,6 +139,17 @@ def test_weights_and_ignored_targets_count_as_over_all_samples_at_once(size):
     assert (found.correct, found.total) == (1, 1) and found.loss == pytest.approx(float(np.log1p(np.exp(-0.5))))
 
 
+def test_batches_of_classes_and_of_probabilities_are_evaluated_together():
+    model = nn.Linear(2, 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[], precision="fp32")
+    inputs, targets = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
+    classes, probabilities = (inputs[:1], targets[:1]), (inputs[1:], torch.eye(2)[targets[1:]])
+    expected = trainer.evaluate([(inputs, targets)]).loss
+    for batches in ([classes, probabilities], [probabilities, classes]):
+        found = trainer.evaluate(batches)
+        assert found == (pytest.approx(expected), None, None, 4) and type(found.loss) is float
+
+
 def test_the_random_beginning_has_no_part_in_an_average():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
@@ -176,9 +187,6 @@ def test_helpers_leave_everything_as_it_was(images, helper, fails):
     trainer.scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
     before = state_of(trainer, loaders)
     arguments = {"num_iter": 12} if helper == "find_lr" else {}
-
-    class Breaks(data.Loader):
-        pass
 
     loader = loaders.train
     if fails:

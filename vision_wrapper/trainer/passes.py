@@ -71,8 +71,10 @@ def evaluate(trainer: Trainer, loader: Any) -> Evaluation:
 
 
 def _read(values: list[Any]) -> list[Any]:
-    """Numbers, some of which may still be on the device."""
-    return torch.stack(values).tolist() if values and isinstance(values[0], Tensor) else values
+    """Numbers, of which those that are still on the device are read at once."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
