@@ -20,6 +20,9 @@ def test_bad_settings_are_errors_before_training(images):
     for arguments in ({"epochs": 0}, {"epochs": 1.5}, {"epochs": True}, {"epochs": 1, "schedule": 3}):
         with pytest.raises(SettingError):
             trainer.fit(loaders.train, **arguments)
+    for seconds in (-1, None, "60", math.nan):
+        with pytest.raises(SettingError, match="checkpoint_seconds must be a number"):
+            trainer.fit(loaders.train, epochs=1, checkpoint="never.ckpt", checkpoint_seconds=seconds)
     with pytest.raises(SettingError, match="validation loader"):
         trainer.fit(loaders.train, epochs=1, schedule=schedules.plateau())
     with pytest.raises(DataError):

@@ -35,6 +35,12 @@ def test_early_stopping_needs_what_it_watches_before_training(images):
     assert equal(before, weights(trainer))
 
 
+@pytest.mark.parametrize("least", [-1, None, "0.1"])
+def test_early_stopping_needs_a_number_to_improve_by(least):
+    with pytest.raises(SettingError, match="min_delta must be a number of at least 0"):
+        EarlyStopping(min_delta=least)
+
+
 def test_early_stopping_and_logs(images, tmp_path, capsys):
     trainer, loaders = make(
         images, callbacks=[EpochLog(), CSVLog(tmp_path / "log.csv"), EarlyStopping(patience=2, min_delta=9)]

@@ -90,8 +90,9 @@ def test_useless_curves_say_so():
 
 def test_bad_ranges(task):
     model, loader = task
-    with pytest.raises(SettingError):
-        trainer_of(model).find_lr(loader, start_lr=1, end_lr=0.1)
+    for bad in ({"start_lr": 1, "end_lr": 0.1}, {"start_lr": None}, {"end_lr": "10"}):
+        with pytest.raises(SettingError, match="find_lr needs numbers 0 < start_lr < end_lr"):
+            trainer_of(model).find_lr(loader, **bad)
     with pytest.raises(SettingError):
         trainer_of(model).find_lr(loader, num_iter=1)
 

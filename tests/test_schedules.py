@@ -166,6 +166,29 @@ def test_a_plateau_keeps_the_proportion_of_the_groups_rates():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 1e-4])
 
 
+def test_numpys_rates_make_the_same_run():
+    half, one = np.float32(0.5), np.int64(1)
+    for make in (
+        lambda rate, epochs: schedules.one_cycle(epochs, min_lr=rate, peak_epoch=epochs, final_lr=rate),
+        lambda rate, epochs: schedules.cosine(epochs, final_lr=rate),
+        lambda rate, epochs: schedules.linear(epochs, final_lr=rate),
+        lambda rate, epochs: schedules.multi_step([epochs], factor=rate),
+        lambda rate, epochs: schedules.plateau(factor=rate, threshold=rate, min_lr=rate),
+        lambda rate, epochs: schedules.warm_up(epochs, max_lr=rate, final_lr=rate),
+        lambda rate, epochs: schedules.constant(rate),
+    ):
+        assert make(half, one).describe() == make(np.float64(0.5), 1).describe() == make(0.5, 1).describe()
+    assert schedules.one_cycle(np.float32(0.1), peak_epoch=1).preview(3, 7) == pytest.approx(
+        schedules.one_cycle(float(np.float32(0.1)), peak_epoch=1).preview(3, 7), abs=1e-17
+    )
+
+
+def test_a_preview_needs_epochs_with_steps():
+    for epochs, steps in ((0, 5), (2, 0), (1.5, 5)):
+        with pytest.raises(SettingError, match="whole number of at least 1"):
+            schedules.cosine().preview(epochs, steps)
+
+
 def test_numpys_whole_numbers_make_the_same_run():
     three = np.int64(3)
     assert schedules.multi_step([three]).describe() == schedules.multi_step([3]).describe()

@@ -1,11 +1,18 @@
-"""Whole numbers, python's own and numpy's."""
+"""Numbers, python's own and numpy's."""
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from vision_wrapper.errors import SettingError
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, infinity and NaN too; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:
@@ -18,3 +25,8 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if not is_whole(value) or value < least:
         raise SettingError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     return int(value)
+
+
+def pythons_own(value: Any) -> Any:
+    """A number of numpy's as python's, which calculates in 64 bits and is written without its type; others as it is."""
+    return value.item() if isinstance(value, np.generic) else value

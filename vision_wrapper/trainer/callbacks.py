@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vision_wrapper._files import PathLike
 from vision_wrapper._lookup import unknown_name
-from vision_wrapper._numbers import whole_number
+from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper.errors import MissingPackageError, SettingError
 from vision_wrapper.models import freeze
 from vision_wrapper.trainer.history import COLUMNS, History, check_monitor, check_validated, watched
@@ -247,7 +247,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0):
         check_monitor(monitor)
-        if not min_delta >= 0:
+        if not is_number(min_delta) or not min_delta >= 0:
             raise SettingError(f"min_delta must be a number of at least 0, got {min_delta!r}.")
         self.monitor, self.patience, self.min_delta = monitor, whole_number("patience", patience, 1), min_delta
         self.best, self.waited = -math.inf, 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._files import PathLike, check_writable
-from vision_wrapper._numbers import whole_number
+from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer import checkpoint as checkpoints
@@ -183,6 +183,8 @@ def new_run(
     epochs = whole_number("epochs", epochs, 1)
     if schedule is not None and schedule.monitor is not None:
         check_validated(schedule.monitor, val_loader is not None, "The schedule")
+    if not is_number(checkpoint_seconds) or not checkpoint_seconds >= 0:
+        raise SettingError(f"checkpoint_seconds must be a number of at least 0, got {checkpoint_seconds!r}.")
     batches = _length(train_loader)
     if batches == 0:
         raise DataError("The training loader is empty.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from vision_wrapper._numbers import whole_number
+from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper._state import preserve_order, preserve_state
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
@@ -73,8 +73,8 @@ def run_lr_finder(
     trainer: Trainer, train_loader: Any, val_loader: Any, start_lr: float, end_lr: float, num_iter: int
 ) -> LRCurve:
     """See `Trainer.find_lr`."""
-    if not 0 < start_lr < end_lr < math.inf:
-        raise SettingError(f"find_lr needs 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
+    if not (is_number(start_lr) and is_number(end_lr) and 0 < start_lr < end_lr < math.inf):
+        raise SettingError(f"find_lr needs numbers 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
     num_iter = whole_number("num_iter", num_iter, 2)
     check_still_held(trainer.model, trainer.optimizer)
     check_trainable(trainer.model, trainer.optimizer)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._lookup import Table
-from vision_wrapper._numbers import whole_number
+from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.precision import cpu_has_bf16
 
@@ -190,7 +190,7 @@ class Lookahead(torch.optim.Optimizer):
 def check_lookahead(steps: Any = 5, share: Any = 0.5) -> None:
     """Raise `SettingError` for numbers that `Lookahead` cannot take."""
     whole_number("steps of Lookahead", steps, 1)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+    if not is_number(share) or not 0 < share <= 1:
         raise SettingError(f"Lookahead: share must be in (0, 1], got {share!r}.")
 
 

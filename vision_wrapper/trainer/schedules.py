@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from vision_wrapper._describe import description
 from vision_wrapper._lookup import Table
-from vision_wrapper._numbers import is_whole, whole_number
+from vision_wrapper._numbers import is_number, is_whole, pythons_own, whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
 
@@ -47,7 +47,10 @@ class Schedule:
 
         `lr` is the optimizer's own rate, from which some schedules start. A schedule that watches a metric is shown as
         if the metric never improved.
+
+        Raises `SettingError` for what is no number of epochs or steps, and where training would.
         """
+        epochs, steps_per_epoch = whole_number("epochs", epochs, 1), whole_number("steps_per_epoch", steps_per_epoch, 1)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
         scheduler = self.build(optimizer, epochs, steps_per_epoch)
         rates = []
@@ -157,19 +160,18 @@ def one_cycle(
     Raises:
         SettingError: rates that are not 0 < min_lr <= max_lr, or a peak outside the run (when training begins).
     """
-    low: float = max_lr / 25 if min_lr is None and _is_rate(max_lr) else min_lr  # type: ignore[assignment]
-    if not (_is_rate(max_lr) and _is_rate(low) and low <= max_lr):
+    max_lr, peak_epoch = pythons_own(max_lr), pythons_own(peak_epoch)
+    low: float = max_lr / 25 if min_lr is None and _is_positive(max_lr) else pythons_own(min_lr)
+    if not (_is_positive(max_lr) and _is_positive(low) and low <= max_lr):
         raise SettingError(
             f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a "
             "suggestion of find_lr that is None, see the curve's .reason."
         )
-    if peak_epoch is not None and not isinstance(peak_epoch, (int, float)):
+    if peak_epoch is not None and not is_number(peak_epoch):
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
-    if final_lr is not None:
-        _check_at_least_0("final_lr", final_lr)
-    end = final_lr if final_lr is not None else (low / 1e4 if annihilate else low)
+    end = _at_least_0("final_lr", final_lr) if final_lr is not None else (low / 1e4 if annihilate else low)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         total = epochs * steps_per_epoch
@@ -218,8 +220,7 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     Raises:
         SettingError: a rate that cannot be, or, when training begins, a `final_lr` above the first rate.
     """
-    _check_optional_rate("max_lr", max_lr)
-    _check_at_least_0("final_lr", final_lr)
+    max_lr, final_lr = _positive_or_none("max_lr", max_lr), _at_least_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -238,8 +239,7 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
     Arguments and errors are those of `cosine`.
     """
-    _check_optional_rate("max_lr", max_lr)
-    _check_at_least_0("final_lr", final_lr)
+    max_lr, final_lr = _positive_or_none("max_lr", max_lr), _at_least_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -263,8 +263,7 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
     milestones = [int(m) for m in milestones]
-    if not _is_rate(factor):
-        raise SettingError(f"factor must be a positive number, got {factor!r}.")
+    factor = _positive("factor", factor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
@@ -292,11 +291,10 @@ def plateau(
     Raises:
         SettingError: a value that cannot be, or, when training begins, a `val_` column without a validation loader.
     """
-    if not (_is_rate(factor) and factor < 1):
+    if not (_is_positive(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
-    patience = whole_number("patience", patience, 0)
-    _check_at_least_0("threshold", threshold)
-    _check_at_least_0("min_lr", min_lr)
+    factor, patience = pythons_own(factor), whole_number("patience", patience, 0)
+    threshold, min_lr = _at_least_0("threshold", threshold), _at_least_0("min_lr", min_lr)
     check_monitor(monitor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -322,10 +320,8 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
     Raises:
         SettingError: a value that cannot be, or, when training begins, a rise longer than the run.
     """
-    _check_optional_rate("max_lr", max_lr)
-    _check_optional_rate("final_lr", final_lr)
-    if not _is_rate(warm_up_epochs):
-        raise SettingError(f"warm_up_epochs must be positive, got {warm_up_epochs!r}.")
+    warm_up_epochs = _positive("warm_up_epochs", warm_up_epochs)
+    max_lr, final_lr = _positive_or_none("max_lr", max_lr), _positive_or_none("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         if warm_up_epochs > epochs:
@@ -347,7 +343,7 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
 
 def constant(lr: float | None = None) -> Schedule:
     """The same rate throughout; None is the optimizer's own. Raises `SettingError` for one that is not above 0."""
-    _check_optional_rate("lr", lr)
+    lr = _positive_or_none("lr", lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, lr)
@@ -391,18 +387,24 @@ COUNTED_IN_EPOCHS: dict[str, Callable[[Any, float], Any]] = {
 }
 
 
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and 0 < value < math.inf
 
 
-def _check_optional_rate(name: str, value: Any) -> None:
-    if value is not None and not _is_rate(value):
+def _positive(name: str, value: Any) -> float:
+    if not _is_positive(value):
         raise SettingError(f"{name} must be a positive number, got {value!r}.")
+    return pythons_own(value)
 
 
-def _check_at_least_0(name: str, value: Any) -> None:
-    if not (_is_rate(value) or (value == 0 and value is not False)):
+def _positive_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else _positive(name, value)
+
+
+def _at_least_0(name: str, value: Any) -> float:
+    if not (is_number(value) and 0 <= value < math.inf):
         raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
+    return pythons_own(value)
 
 
 def _highest(optimizer: Optimizer) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from vision_wrapper._lookup import Table
+from vision_wrapper._numbers import is_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.checks import check_logits
 
@@ -74,16 +75,14 @@ def views_of(tta: Views) -> tuple[View, ...]:
     if isinstance(tta, str):
         return VIEWS[tta]
     own = [view if isinstance(view, View) else View(view) for view in tta] if isinstance(tta, Sequence) else []
-    if not own or not all(callable(view.show) and _is_weight(view.weight) for view in own):
+    if not own or not all(
+        callable(view.show) and is_number(view.weight) and 0 < view.weight < math.inf for view in own
+    ):
         raise SettingError(
             f"tta must be a name ({', '.join(VIEWS)}), None, or functions from a batch (N, C, H, W) to another of the "
             f"same shape; got {tta!r}."
         )
     return tuple(own)
-
-
-def _is_weight(weight: Any) -> bool:
-    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf
 
 
 def _shown(view: View, images: Tensor) -> Tensor:
