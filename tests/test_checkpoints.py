@@ -345,6 +345,15 @@ def test_other_groups_of_the_optimizer_are_another_run(images, tmp_path, changes
             fit(**changes)
 
 
+def test_of_an_optimizers_settings_only_the_other_ones_are_named(images, tmp_path):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")
+    trainer, loaders = make(images)
+    trainer = Trainer(trainer.model, torch.optim.Adam(trainer.model.parameters(), lr=0.02), callbacks=[])
+    with pytest.raises(OtherRunError, match=r"another run \(optimizer lr: '0.01' there, '0.02' here\)\. Use"):
+        trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")
+
+
 @pytest.mark.parametrize("other", ["loss", "weights of the loss", "data", "batches"])
 def test_another_run_is_refused_before_anything_changes(images, tmp_path, other):
     batches = ready_batches()

@@ -20,7 +20,7 @@ from vision_wrapper.data import Loader
 from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.callbacks import Callback
-from vision_wrapper.trainer.checks import check_pair
+from vision_wrapper.trainer.checks import check_pair, differences
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.guards import SCHEDULE_NOTES
 from vision_wrapper.trainer.history import History
@@ -374,22 +374,18 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
 
 
 def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend: bool) -> None:
-    kept = position["settings"]
-    there, here = kept.get("epochs"), run.epochs
-    longer = isinstance(there, int) and there < here
-    differences = [
-        f"{name}: {kept.get(name)!r} there, {value!r} here"
-        for name, value in run.settings.items()
-        if kept.get(name) != value and not (name == "epochs" and extend and longer)
-    ]
+    there = position["settings"]
+    longer = there["epochs"] < run.epochs
+    here = {**run.settings, "epochs": there["epochs"]} if extend and longer else run.settings
+    found = differences(there, here)
     if not trainer.optimizer.state:  # else another schedule may have been at work
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
         if any(rates) and _proportions(rates) != _proportions(position["own_rates"]):
-            differences.append(f"the groups' rates: {position['own_rates']} there, {rates} here")
-    if differences:
-        only_longer = longer and len(differences) == 1 and kept.get("epochs") != run.epochs and not extend
+            found.append(f"the groups' rates: {position['own_rates']} there, {rates} here")
+    if found:
+        only_longer = longer and not extend and len(found) == 1
         hint = " To train it for more epochs, say so: extend=True." if only_longer else ""
         raise OtherRunError(
-            f"{run.checkpoint} is of another run ({'; '.join(differences)}). Use the same settings, another path, or "
+            f"{run.checkpoint} is of another run ({'; '.join(found)}). Use the same settings, another path, or "
             f"delete the file.{hint}"
         )

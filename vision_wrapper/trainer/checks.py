@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,9 +131,21 @@ def check_same_settings(gathered: Sequence[dict[str, Any]]) -> None:
     """Raise `SettingError` where processes that are to train together describe other runs."""
     main = gathered[0]
     for rank, settings in enumerate(gathered):
-        different = [f"{k}: {main[k]!r} there, {v!r} here" for k, v in settings.items() if v != main[k]]
-        if different:
-            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(different)}).")
+        found = differences(main, settings)
+        if found:
+            raise SettingError(f"Process {rank} is to train another run than process 0 ({'; '.join(found)}).")
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], of: str = "") -> list[str]:
+    """The settings in which two runs differ, in words; of settings that have settings, as an optimizer's, the inner."""
+    found = []
+    for name in {**here, **there}:
+        other, own = there.get(name), here.get(name)
+        if isinstance(other, Mapping) and isinstance(own, Mapping):
+            found += differences(other, own, f"{of}{name} ")
+        elif other != own:
+            found.append(f"{of}{name}: {other!r} there, {own!r} here")
+    return found
 
 
 def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
