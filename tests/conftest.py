@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from vision_wrapper import _seeding, data
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, and so would a fit
 
 
 @pytest.fixture(autouse=True)

@@ -179,6 +179,17 @@ def test_a_handler_that_python_cannot_put_back_is_left_alone(images, monkeypatch
     assert len(trainer.fit(loaders.train, epochs=1)) == 1
 
 
+def test_ctrl_c_that_is_ignored_stays_so(images):
+    """As a shell has it for what a script starts in the background."""
+    trainer, loaders = make(images, callbacks=[CtrlC(3)])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert len(trainer.fit(loaders.train, epochs=2)) == 2 and not trainer.interrupted
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Writes:
     """What some programs put in the place of standard error."""
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 def stop_on_interrupt(run: Fit) -> Iterator[None]:
     """Ctrl-C inside a step waits for its end; the second one, or one outside, is raised at once.
 
-    Of several processes none leaves the others alone: the first one waits until all have agreed.
+    Of several processes none leaves the others alone: the first one waits until all have agreed. Where Ctrl-C is
+    ignored, as a shell has it for what a script starts in the background, it stays so.
     """
-    foreign = signal.getsignal(signal.SIGINT) is None  # not python's handler, which python could not put back
-    if foreign or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)  # None is not python's handler, which python could not put back
+    if before in (None, signal.SIG_IGN) or threading.current_thread() is not threading.main_thread():
         yield
         return
     process = os.getpid()
@@ -39,11 +40,11 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
             raise KeyboardInterrupt
         run.ctrl_c = True
 
-    previous = signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
