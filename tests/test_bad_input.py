@@ -11,7 +11,7 @@ from torch import nn
 import vision_wrapper as vw
 from vision_wrapper import data, models
 from vision_wrapper.errors import DataError, FileWriteError, NonFiniteLossError, SettingError
-from vision_wrapper.trainer import EpochLog, Trainer, schedules
+from vision_wrapper.trainer import EpochLog, Lookahead, Trainer, schedules
 
 
 def test_bad_settings_are_errors_before_training(images):
@@ -102,6 +102,7 @@ def test_targets_outside_are_named_wherever_they_come(images, part):
         ((np.zeros((4, 3, 16, 16)), np.zeros(4)), "pairs of tensors"),
         ((torch.zeros(4, 3, 16, 16), torch.zeros(4).long(), 1), "pairs of tensors"),
         (torch.zeros(4, 3, 16, 16), "pairs of tensors"),
+        ((torch.zeros(3, 16, 16), torch.tensor(0)), "one sample. Give the DataLoader a batch_size"),
     ],
 )
 def test_batches_that_cannot_be_are_named_by_every_helper(images, helper, batch, words):
@@ -238,8 +239,10 @@ def test_a_frozen_model_and_lbfgs_are_refused(images):
         with pytest.raises(SettingError, match="that the optimizer holds is frozen"):
             Trainer(trainer.model, torch.optim.SGD(body), callbacks=[]).fit(loaders.train, epochs=1)
         trainer.model.fc.requires_grad_(False)
-    with pytest.raises(SettingError, match="LBFGS"):
-        Trainer(trainer.model, torch.optim.LBFGS(trainer.model.parameters()))
+    lbfgs = torch.optim.LBFGS(trainer.model.parameters())
+    for optimizer in (lbfgs, Lookahead(lbfgs)):
+        with pytest.raises(SettingError, match="LBFGS"):
+            Trainer(trainer.model, optimizer)
 
 
 @pytest.mark.parametrize(

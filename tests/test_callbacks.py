@@ -6,7 +6,7 @@ import pytest
 import torch
 from fits import StopAt, equal, make, weights
 
-from vision_wrapper.errors import SettingError, UnknownNameError
+from vision_wrapper.errors import FileWriteError, SettingError, UnknownNameError
 from vision_wrapper.trainer import (
     Callback,
     CSVLog,
@@ -63,6 +63,22 @@ def test_the_bar_is_quiet_without_a_terminal(images, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     trainer.fit(loaders.train, epochs=1)
     assert "epoch 1/1" in capsys.readouterr().err
+
+
+def test_the_bar_counts_batches_where_a_loader_has_no_length(images, capsys, monkeypatch):
+    trainer, loaders = make(images, callbacks=None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    trainer.fit(iter(loaders.train), epochs=1)
+    error = capsys.readouterr().err
+    assert "epoch 1/1" in error and "6batch" in error
+
+
+def test_a_log_that_cannot_be_written_is_named_before_training(images, tmp_path):
+    trainer, loaders = make(images, callbacks=[CSVLog(tmp_path)])
+    before = weights(trainer)
+    with pytest.raises(FileWriteError, match="it is a folder"):
+        trainer.fit(loaders.train, epochs=1)
+    assert equal(before, weights(trainer))
 
 
 def test_tensorboard(images, tmp_path):

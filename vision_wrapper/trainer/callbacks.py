@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vision_wrapper._files import PathLike
+from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper.errors import MissingPackageError, SettingError
@@ -121,6 +121,7 @@ def _hits(accuracy: float, total: int) -> str:
 class ProgressBar(Callback):
     """A bar over the whole run, with the time it will take, and a line an epoch; in notebooks too.
 
+    Of a loader without a length it counts the batches alone.
     Quiet where standard error is no terminal, as in a log file: use `EpochLog` there. It refreshes by the clock.
     """
 
@@ -134,14 +135,15 @@ class ProgressBar(Callback):
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         notebook = getattr(shell, "kernel", None) is not None  # having ipykernel imported is not being in one
         terminal = getattr(sys.stderr, "isatty", bool)()  # it may be None, or something that only writes
-        if not (notebook or terminal) or run.batches is None:
+        if not (notebook or terminal):
             return
         if notebook:
             from tqdm.auto import tqdm
         else:
             from tqdm import tqdm
-        done = run.epoch * run.batches + run.batch
-        self._bar = tqdm(total=run.epochs * run.batches, initial=done, unit="batch", dynamic_ncols=True)
+        total = None if run.batches is None else run.epochs * run.batches
+        done = run.epoch * (run.batches or 0) + run.batch
+        self._bar = tqdm(total=total, initial=done, unit="batch", dynamic_ncols=True)
 
     def on_epoch_start(self, run: Run) -> None:
         """Show which epoch it is."""
@@ -227,6 +229,10 @@ class CSVLog(Callback):
 
     def __init__(self, path: PathLike):
         self.path = path
+
+    def on_fit_start(self, run: Run) -> None:
+        """Raise `FileWriteError` where the file cannot be written."""
+        check_writable(self.path)
 
     def on_epoch_end(self, run: Run) -> None:
         """Write the whole file anew, so that it is never half a line."""

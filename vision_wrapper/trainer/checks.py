@@ -16,6 +16,7 @@ from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.data.findings import first_few
 from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
 from vision_wrapper.trainer.callbacks import Callback
+from vision_wrapper.trainer.optimizers import Lookahead
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.fit import Fit
@@ -57,7 +58,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "The model has lazy layers, whose size is not known before they have seen an input. Pass it a batch, "
             "model(images), and make the optimizer after that."
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer.optimizer if isinstance(optimizer, Lookahead) else optimizer, torch.optim.LBFGS):
         raise SettingError("LBFGS evaluates a batch several times a step, which this loop does not; use another one.")
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -151,7 +152,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], of: str = "")
 def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
     """The batch, which has to be (inputs, targets). Raises `DataError` for anything else."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        return batch[0], batch[1]
+        if batch[0].ndim and batch[1].ndim:
+            return batch[0], batch[1]
+        raise DataError(
+            f"A loader must yield batches, inputs (N, …) and targets (N,); got shapes {tuple(batch[0].shape)} and "
+            f"{tuple(batch[1].shape)}, one sample. Give the DataLoader a batch_size."
+        )
     parts = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
 
