@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import winograd
-from measure import filled, machine
+from measure import filled, machine, refuse_unknown
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
@@ -311,6 +311,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="run those too that failed")
     parser.add_argument("--winograd", action="store_true", help=winograd.HELP)
     options = parser.parse_args()
+    refuse_unknown(parser, "recipe", options.recipes, RECIPES)
     if not options.page:
         measure_all(options)
     write_all()
