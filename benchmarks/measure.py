@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -60,6 +61,17 @@ def filled(page: str, name: str, lines: Iterable[str]) -> str:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = page.split(begin)
     return before + "\n".join([begin, "", *lines, "", end]) + rest.split(end)[1]
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """End the command where one of the names is not known, and say which are near."""
+    from vision_wrapper._lookup import check_names
+    from vision_wrapper.errors import UnknownNameError
+
+    try:
+        check_names(kind, names, known)
+    except UnknownNameError as error:
+        parser.error(str(error))
 
 
 def machine() -> dict[str, Any]:

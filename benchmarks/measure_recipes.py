@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import winograd
-from measure import filled, machine
+from measure import filled, machine, refuse_unknown
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
@@ -29,7 +29,7 @@ from vision_wrapper.errors import DataError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
 from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.repeat import mean_interval
-from vision_wrapper.recipes.run import _load as load
+from vision_wrapper.recipes.run import load_images
 from vision_wrapper.trainer import EpochLog
 from vision_wrapper.trainer.precision import choose_device, choose_precision
 
@@ -270,7 +270,7 @@ def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace,
 
 def check_images(recipe: Recipe, source: Any) -> None:
     """End the command where the images are not those of the recipe's records: no mean is of both."""
-    images, _ = load(recipe, source, "data", False)
+    images = load_images(recipe, source, "data")
     try:
         evidence.check_one_data([*records_of(recipe), {"content": content_of(images)}])
     except DataError as error:
@@ -311,6 +311,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="run those too that failed")
     parser.add_argument("--winograd", action="store_true", help=winograd.HELP)
     options = parser.parse_args()
+    refuse_unknown(parser, "recipe", options.recipes, RECIPES)
     if not options.page:
         measure_all(options)
     write_all()

@@ -20,8 +20,8 @@ from measure import save, spread
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes
-from vision_wrapper.recipes.run import _load as load
 from vision_wrapper.recipes.run import _trainer as make_trainer
+from vision_wrapper.recipes.run import loaders_of
 from vision_wrapper.trainer.precision import choose_device
 
 
@@ -38,7 +38,7 @@ def ours(images: data.ImageData, plan: recipes.Recipe, seed: int) -> tuple[float
     torch.backends.cudnn.benchmark = False  # airbench sets it when it is imported, the library never
     vw.seed_everything(seed)
     plan = plan.changed(seed=seed)
-    images, loaders = load(plan, images, "data")
+    loaders = loaders_of(plan, images)
     loaders.train.device = choose_device()
     next(loaders.train.batches(0))
     wait(loaders.train.device)

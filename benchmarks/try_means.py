@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import winograd
-from measure import filled
+from measure import filled, refuse_unknown
 from measure_recipes import PAGE, RECORDS, digest, digest_of, note_start, record_of
 
 from vision_wrapper import data, recipes
@@ -306,6 +306,7 @@ def main() -> None:
     if not options.page:
         if options.folder is None:
             parser.error("STUDY and FOLDER are needed: CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png")
+        refuse_unknown(parser, f"trial of {options.study}", options.trials, STUDIES[options.study].trials)
         run_all(options)
     write_page()
 

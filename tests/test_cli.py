@@ -6,12 +6,15 @@ import shlex
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 from runs import command
 
 import vision_wrapper as vw
 from vision_wrapper import data, models
+from vision_wrapper.errors import FileWriteError
 from vision_wrapper.recipes import RECIPES
+from vision_wrapper.recipes.folders import open_folder
 
 
 def test_the_command_line_from_training_to_export(tmp_path):
@@ -55,6 +58,17 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     assert "--data digits" in command("train", "digits", cwd=tmp_path, expect=2)
     assert "is a folder" in command("predict", tmp_path, "x.png", cwd=tmp_path, expect=2)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    blocked = tmp_path / "file" / "m.png"
+    said = command("find-lr", "--data", "./nowhere", "--out", blocked, cwd=tmp_path, expect=2)
+    assert "is a file, not a folder" in said
+    said = command("export", "nowhere.safetensors", "--out", tmp_path, cwd=tmp_path, expect=2)
+    assert "it is a folder" in said
+    with pytest.raises(FileWriteError, match=r"Cannot write .*run: .*is a file, not a folder"):
+        open_folder(tmp_path / "file" / "run", {})
 
 
 def test_recipes_lists_every_recipe(tmp_path):

@@ -443,3 +443,14 @@ def test_a_closed_study_is_not_gone_on_with(try_means, monkeypatch, tmp_path):
     short = try_means.STUDIES["short"]
     monkeypatch.setitem(try_means.STUDIES, "short", replace(short, closed=""))  # opened, it has no records
     assert not [run for run in try_means.kept_runs() if run["study"] == "short"]
+
+
+def test_a_mistyped_name_is_said_before_the_images_are_read(measure_recipes, try_means, monkeypatch, capsys):
+    for script, arguments, near in (
+        (measure_recipes, ["speedrn", "--cifar10", "nowhere"], "speedrun"),
+        (try_means, ["whitened", "nowhere", "random flp"], "random flip"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["script", *arguments])
+        with pytest.raises(SystemExit):
+            script.main()
+        assert f"did you mean '{near}'" in capsys.readouterr().err

@@ -220,6 +220,29 @@ def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
 
 
 @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_args": {"widths": (4, 4)}}, "widths must be"),
+        ({"model_args": {"norm": ["batch"]}}, "model_args=.*does not fit"),
+        ({"model": "resnet18", "model_args": {"strides": 2}}, "model_args=.*does not fit"),
+        ({"optimizer_args": {"betas": 3}}, "optimizer_args=.*does not fit"),
+        ({"schedule_args": {"max_lr": "high"}}, "max_lr='high'"),
+    ],
+)
+def test_arguments_that_are_refused_are_said_before_data_are_read(settings, said, tmp_path):
+    """A download, or the runs of the first of two recipes, may take hours."""
+    gone = tmp_path / "gone"
+    states = torch.get_rng_state()
+    for call in (recipes.run, recipes.find_lr, recipes.repeat):
+        with pytest.raises(SettingError, match=said):
+            call("quickstart", data=gone, **settings)
+    good = RECIPES["quickstart"].changed(name="good")
+    with pytest.raises(SettingError, match=said):
+        recipes.compare(good, RECIPES["quickstart"].changed(**settings), data=gone)
+    assert torch.equal(torch.get_rng_state(), states)
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"schedule_args": {"max_lr": 0.01, "peak_epoch": 40}},

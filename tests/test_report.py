@@ -148,6 +148,20 @@ def test_a_missing_or_damaged_part_is_said(run, tmp_path, name):
         report.write_markdown(copy)
 
 
+def test_what_a_half_made_run_lacks_is_said_in_words(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"recipe": {}}')
+    page = report.write(tmp_path).read_text()
+    for name in ("history.csv", "model.txt", "plots/history.png"):
+        assert f"There is no file {tmp_path / name}" in page
+    for content, said in (
+        ("epoch,lr\n", "holds no epochs"),
+        ("epoch,lr\n1,fast\n", "does not hold the epochs of a run"),
+        ("epoch\n1,2\n", "does not hold the epochs of a run"),
+    ):
+        (tmp_path / "history.csv").write_text(content)
+        assert f"history.csv {said}" in report.write(tmp_path).read_text()
+
+
 def test_page_and_readme_show_the_same_of_a_damaged_run(run, tmp_path):
     """Without results.json one row is missing; without predictions the checklist says of what it knows nothing."""
     copy = shutil.copytree(run, tmp_path / "run")

@@ -68,6 +68,24 @@ def test_the_proof_sees_a_difference(tmp_path, images):
     assert verify._differences(tmp_path / "0", tmp_path / "0") == []
 
 
+def test_the_proof_begins_another_run_where_one_ends_before_it_is_killed(monkeypatch):
+    """In the same folder it would find a finished run, again and again."""
+    from vision_wrapper.recipes import verify
+
+    runs = []
+
+    def killed(plan, data, root, out, *_):
+        runs.append(out.name)
+        assert runs.count(out.name) == 1
+        return len(runs) == 3
+
+    monkeypatch.setattr(verify, "_killed", killed)
+    monkeypatch.setattr(verify, "_start", lambda *_: None)
+    monkeypatch.setattr(verify, "_finish", lambda _: None)
+    monkeypatch.setattr(verify, "_differences", lambda *_: [])
+    assert recipes.verify_resume("quickstart", kills=1).kills == (verify.MOMENTS[0],)
+
+
 def test_the_proof_says_where_a_recipe_cannot_be_trained(tmp_path):
     with pytest.raises(SettingError, match=r"could not be trained.*does not exist"):
         recipes.verify_resume("quickstart", data=str(tmp_path / "nowhere"), kills=1)

@@ -18,6 +18,7 @@ import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
 from vision_wrapper.errors import (
     DamagedFileError,
+    DataNotFoundError,
     FileWriteError,
     OtherRunError,
     SettingError,
@@ -183,6 +184,15 @@ def test_a_run_is_evaluated_from_another_folder(image_folder, tmp_path, monkeypa
     assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()
 
 
+def test_images_that_were_moved_are_asked_for(image_folder, tmp_path):
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    run = recipes.run(recipe, data=image_folder, out=tmp_path / "run", callbacks=[])
+    moved = image_folder.rename(tmp_path / "moved")
+    with pytest.raises(DataNotFoundError, match=r"does not exist.*evaluate_run\(folder, data=…\)"):
+        recipes.evaluate_run(run.run_dir)
+    assert recipes.evaluate_run(run.run_dir, data=moved).accuracy() == run.predictions.accuracy()
+
+
 def test_other_images_of_the_same_name_are_another_run(images, tmp_path):
     recipe = reduced("quickstart")
     recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
@@ -326,13 +336,13 @@ def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
 
 def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
     """Groups by role, a scaled head, lookahead, sizes that grow, whitening, and averaging at test time."""
-    from vision_wrapper.recipes.run import _load, _trainer
+    from vision_wrapper.recipes.run import _trainer, loaders_of
 
     recipe = reduced("speedrun").changed(
         lookahead={"steps": 2}, progressive_size=((0, 0.75), (1, 1.0)), augment_args={"pad": 1}
     )
-    found, loaders = _load(recipe, images, "data")
-    trainer = _trainer(recipe, found, loaders, callbacks=[])
+    loaders = loaders_of(recipe, images)
+    trainer = _trainer(recipe, images, loaders, callbacks=[])
     groups = {group["name"]: group for group in trainer.optimizer.param_groups}
     assert groups["body"]["lr"] == 0.24 and groups["body_norms_biases"]["lr"] == 106.0
     assert groups["head"]["lr"] == pytest.approx(1.66 / 81) and groups["body_norms_biases"]["weight_decay"] == 0

@@ -429,6 +429,7 @@ def test_hundreds_of_classes():
     for plot in (viz.plot_confusion_matrix, viz.plot_per_class):
         figure = plot(predictions)
         assert figure._repr_png_() and max(figure.get_size_inches()) < 40
+        assert "by number" in figure.axes[0].get_ylabel() and "300" in figure.axes[0].get_ylabel()
     counts = tuple(torch.bincount(targets, minlength=300).tolist())
     stats = data.Stats((0.5,), (0.2,), tuple(map(str, range(300))), {"train": counts}, {"train": {(32, 32): 2000}})
     assert viz.plot_class_distribution(stats)._repr_png_()

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_wrapper import __version__
-from vision_wrapper._files import PathLike, read_tensors, write_bytes, write_tensors
+from vision_wrapper._files import PathLike, check_writable, read_tensors, write_bytes, write_tensors
 from vision_wrapper._lookup import Table, check_different
 from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
@@ -359,6 +359,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
         UnknownNameError: another format.
         MissingPackageError: onnx or onnxscript is not installed.
         SettingError: the network does things that cannot be exported, or `out` ends as files of another format do.
+        FileWriteError: `out` cannot be written, which is said before the export where it can be known.
     """
     exported = _EXPORTERS[format]
     suffix = Path(out).suffix.lower()
@@ -367,6 +368,7 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
             f"{out} ends in {suffix}, as files of another format do; those of {format} end in {SUFFIXES[format]}. "
             "Choose such a path, or another format."
         )
+    check_writable(out)
     if format == "onnx":
         _require("onnx", "onnxscript")
     if not isinstance(classifier, Classifier):

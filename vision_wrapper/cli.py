@@ -82,7 +82,7 @@ def evaluate(run: RunArgument) -> None:
     _print_accuracy(f"of best.safetensors, {_trained(run)}", predictions)
     for result in predictions.per_class():
         share = f"{result.accuracy:7.2%}" if result.count else "–".rjust(7)
-        typer.echo(f"  {result.name:20} {share}  ({result.correct}/{result.count})")
+        _say(f"  {result.name:20} {share}  ({result.correct}/{result.count})")
 
 
 @app.command()
@@ -194,10 +194,11 @@ def find_lr(
     """Run the learning rate range test for a recipe."""
     from vision_wrapper import recipes, viz
     from vision_wrapper._distributed import join
-    from vision_wrapper._files import write_bytes
+    from vision_wrapper._files import check_writable, write_bytes
 
     if out.suffix.lower() != ".png":
         raise typer.BadParameter(f"--out is a picture .png, got {out}.")
+    join().on_main(lambda: check_writable(out))
     _check_recipe(recipe)
     settings = _settings(data, None, seed, set_)
     curve = recipes.find_lr(recipe, settings.pop("data", None), root, skip_unreadable=skip_unreadable, **settings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vision_wrapper._lookup import check_names
 from vision_wrapper._seeding import checked_seed
+from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import MAX_INPUT
 from vision_wrapper.data import augmentation
 from vision_wrapper.data.loaders import check_progressive_size
@@ -40,6 +42,19 @@ def check_fields(recipe: Recipe) -> None:
     _check_groups(recipe)
     _check_model(recipe)
     _check_schedule(recipe)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raise what the network, the optimizer and the schedule raise for their arguments, by making them.
+
+    Weights are neither read nor downloaded. Of the schedule of an LR finder the rates are not known yet.
+    """
+    arguments = {name: value for name, value in recipe.model_args.items() if name != "weights"}
+    with preserve_random_states():
+        model = replace(recipe, pretrained=None, model_args=arguments).build_model(num_classes=2)
+        recipe.build_optimizer(model)
+    if not recipe.find_lr:
+        recipe.build_schedule()
 
 
 def _check_texts(recipe: Recipe) -> None:

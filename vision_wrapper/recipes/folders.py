@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vision_wrapper._files import read_json, write_json
+from vision_wrapper._files import check_writable, read_json, write_json
 from vision_wrapper.errors import FileWriteError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.recipes.identity import differences_between
 
@@ -48,6 +48,7 @@ def open_folder(folder: Path, identity: dict[str, Any]) -> bool:
     if folder.exists():  # and empty; it may be a disk of its own, or where somebody stands
         write_json(folder / "recipe.json", identity)
         return True
+    check_writable(folder)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         write_json(temporary / "recipe.json", identity)

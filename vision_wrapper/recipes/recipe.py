@@ -169,11 +169,15 @@ class Recipe:
     def build_model(self, num_classes: int) -> nn.Module:
         """The recipe's network, with fresh weights but for the pretrained ones.
 
-        Raises `DataNotFoundError` where these are neither on this machine nor to be downloaded.
+        Raises `DataNotFoundError` where these are neither on this machine nor to be downloaded, and what the network
+        raises for its arguments.
         """
         given = {} if self.pretrained is None else {"weights": self.pretrained}
         arguments = {"in_channels": self.channels, **self.model_args, **given}
-        model = build_model(self.model, num_classes=num_classes, **arguments)
+        try:
+            model = build_model(self.model, num_classes=num_classes, **arguments)
+        except TypeError as error:
+            raise SettingError(f"model_args={dict(self.model_args)} does not fit: {error}.") from error
         if self.head_scale != 1:
             scale_head(model, self.head_scale)
         return model

@@ -210,7 +210,7 @@ def compare(
 
 def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
     if "seed" in settings:
-        raise SettingError("The seeds are given by seeds=, such as seeds=[7].")
+        raise SettingError("The seeds are given by seeds=, such as seeds=[7], or by --seeds 5, and not by seed.")
     return plan_of(recipe, settings)
 
 

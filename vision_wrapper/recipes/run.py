@@ -103,7 +103,8 @@ def run(
     source = source_of(plan, data)
     torchvision()  # the report needs it: a wrong one is found now, and not after training
     processes = join()
-    images, loaders = processes.main_first(lambda: _load(plan, source, root, skip_unreadable))
+    images = processes.main_first(lambda: load_images(plan, source, root, skip_unreadable))
+    loaders = loaders_of(plan, images)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = identity_of(plan, source, images, root, skip_unreadable)
     _check_same_run(processes.gathered(identity))
@@ -267,7 +268,8 @@ def find_lr(
 ) -> LRCurve:
     """The LR finder's curve for a recipe; arguments and errors as in `run`."""
     plan = plan_of(recipe, settings)
-    images, loaders = join().main_first(lambda: _load(plan, source_of(plan, data), root, skip_unreadable))
+    images = join().main_first(lambda: load_images(plan, source_of(plan, data), root, skip_unreadable))
+    loaders = loaders_of(plan, images)
     with preserve_random_states():
         seed_generators(checked_seed(plan.seed))
         return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
@@ -280,19 +282,23 @@ def source_of(plan: Recipe, data: Any) -> Any:
     return plan.data if data is None else data
 
 
-def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> tuple[ImageData, Loaders]:
-    images = source
-    if not isinstance(source, ImageData):
-        # A folder's test images are the same ones whatever the run's seed: runs of several seeds can be compared.
-        images = image_data.load(source, root, channels=plan.channels, seed=0, skip_unreadable=skip_unreadable)
-    changes = plan.augment_args
+def load_images(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -> ImageData:
+    """The images of a source: a name, a folder, or what they are already."""
+    if isinstance(source, ImageData):
+        return source
+    # A folder's test images are the same ones whatever the run's seed: runs of several seeds can be compared.
+    return image_data.load(source, root, channels=plan.channels, seed=0, skip_unreadable=skip_unreadable)
+
+
+def loaders_of(plan: Recipe, images: ImageData) -> Loaders:
+    """The recipe's loaders of these images."""
     preprocess, size = None, plan.size
     if plan.normalisation == "imagenet":
         pixels = common_size(images.train) if size is None else (size, size)
         preprocess, size = image_data.Preprocess(pixels, plan.channels, IMAGENET_MEAN, IMAGENET_STD), None
-    loaders = image_data.make_loaders(
+    return image_data.make_loaders(
         images,
-        image_data.augmentation(plan.augment, **changes) if changes else plan.augment,
+        image_data.augmentation(plan.augment, **plan.augment_args) if plan.augment_args else plan.augment,
         plan.batch_size,
         val_fraction=0.0 if images.val is not None else plan.val_fraction,
         drop_last=plan.drop_last,
@@ -301,7 +307,6 @@ def _load(plan: Recipe, source: Any, root: Any, skip_unreadable: bool = False) -
         preprocess=preprocess,
         progressive_size=plan.progressive_size,
     )
-    return images, loaders
 
 
 def _finished_run(plan: Recipe, folder: Path, loaders: Loaders) -> Result:
@@ -325,6 +330,7 @@ def evaluate_run(folder: PathLike, data: PathLike | ImageData | None = None) -> 
 
     Raises:
         SettingError: the run's data were passed in Python, and are not passed here.
+        DataNotFoundError: they are no more where they were, or the run has no best.safetensors.
         OtherRunError: the data are not those of the run.
     """
     plan, identity = read_run(folder)
@@ -335,7 +341,13 @@ def evaluate_run(folder: PathLike, data: PathLike | ImageData | None = None) -> 
             f"The data of the run in {folder}, called {source!r}, were passed in Python, where they have to be passed "
             "again: recipes.evaluate_run(folder, data=images)."
         )
-    images, _ = _load(plan, source, identity["root"], identity.get("skip_unreadable", False))
+    try:
+        images = load_images(plan, source, identity["root"], identity.get("skip_unreadable", False))
+    except DataNotFoundError as error:
+        raise DataNotFoundError(
+            f"The images of the run in {folder} are not there: {error} Where they have been moved, pass them: "
+            "recipes.evaluate_run(folder, data=…)."
+        ) from error
     if identity["content"] != content_of(images):
         raise OtherRunError(
             f"{images.name if isinstance(source, ImageData) else source} now holds other images than those of the run "

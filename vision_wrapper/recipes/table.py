@@ -10,6 +10,7 @@ from typing import Any
 from vision_wrapper._lookup import Table
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.errors import SettingError
+from vision_wrapper.recipes.checks import check_parts
 from vision_wrapper.recipes.evidence import with_expected
 from vision_wrapper.recipes.recipe import Recipe
 
@@ -248,9 +249,12 @@ RECIPES: Table[Recipe] = Table(
 def plan_of(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
     """What is to be run: the recipe of that name, or the one given, with these settings, and with a seed.
 
-    Raises `UnknownNameError` for an unknown recipe or setting, `SettingError` for anything but a name or a Recipe.
+    Raises `UnknownNameError` for an unknown recipe or setting, `SettingError` for anything but a name or a Recipe, and
+    for settings that the network, the optimizer or the schedule refuses: before data are read, or a first of several
+    runs is trained.
     """
     if not isinstance(recipe, (str, Recipe)):
         raise SettingError(f"recipe must be a name of RECIPES or a Recipe, got {recipe!r}.")
     plan = (RECIPES[recipe] if isinstance(recipe, str) else recipe).changed(**settings)
+    check_parts(plan)
     return plan if plan.seed is not None else plan.changed(seed=checked_seed(None))

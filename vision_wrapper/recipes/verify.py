@@ -80,8 +80,10 @@ def verify_resume(
         seconds = time.monotonic() - started
         hit: list[str] = []
         differences: list[str] = []
+        begun = 0
         while len(hit) < kills:  # a run that ends before it is killed is compared, and another one is begun
-            cut = base / f"cut{len(hit)}"
+            cut = base / f"cut{begun}"
+            begun += 1
             while len(hit) < kills:
                 moment = MOMENTS[len(hit) % len(MOMENTS)]
                 if not _killed(plan, data, root, cut, moment, generator, seconds):

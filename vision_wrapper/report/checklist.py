@@ -49,10 +49,6 @@ def _state(holds: bool) -> Literal["kept", "broken"]:
     return "kept" if holds else "broken"
 
 
-def _near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=NEAR)
-
-
 def _epochs(recipe: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Promise]:
     yield Promise(_state(len(rows) == recipe["epochs"]), f"{recipe['epochs']} epochs", f"{len(rows)} were trained")
 

@@ -57,7 +57,7 @@ def _summary(*runs: RunFolder) -> str:
         return f"{low:.2%} to {high:.2%}"
 
     rows = [
-        ("Run", *(escape(str(run.path)) for run in runs)),
+        row("Run", lambda run: run.path),
         row("Test accuracy, last epoch", lambda run: f"{run.predictions.accuracy():.2%}"),
         row("95% interval (Wilson)", interval),
         row("Negative log-likelihood, nats", lambda run: f"{run.predictions.negative_log_likelihood():.4f}"),

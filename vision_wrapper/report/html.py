@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vision_wrapper._files import printable
+from vision_wrapper._files import printable, read_bytes
 
 HERE = Path(__file__).parent
 
@@ -48,7 +48,7 @@ def picture(folder: Path, name: str) -> str:
     """A figure of the run, inside the page."""
 
     def make() -> str:
-        code = base64.b64encode((folder / "plots" / f"{name}.png").read_bytes()).decode()
+        code = base64.b64encode(read_bytes(folder / "plots" / f"{name}.png")).decode()
         return f'<img alt="{name.replace("_", " ")}" src="data:image/png;base64,{code}">'
 
     return part(make)

@@ -23,7 +23,7 @@ def write_markdown(run_dir: PathLike) -> Path:
     for section, names in figures(run).items():
         parts += [f"## {section}", *(_picture(run.path, name) for name in names)]
     parts += ["## Epochs", _part(lambda: _table(*epoch_rows(run)))]
-    parts += ["## Model", _part(lambda: fenced((run.path / "model.txt").read_text(encoding="utf-8")))]
+    parts += ["## Model", _part(lambda: fenced(run.model))]
     parts += ["## How to repeat it", _part(lambda: fenced(run.command()))]
     path = run.path / "README.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")

@@ -38,7 +38,7 @@ def write(run_dir: PathLike) -> Path:
         **shown,
         "Mistakes": part(lambda: _browser(gallery)),
         "Epochs": part(lambda: columns(*epoch_rows(run))),
-        "Model": part(lambda: f"<pre>{escape((run.path / 'model.txt').read_text(encoding='utf-8'))}</pre>"),
+        "Model": part(lambda: f"<pre>{escape(run.model)}</pre>"),
         "Recipe": table([(k, _plain(v)) for k, v in run.recipe.items() if v not in (None, "", {}, [])]),
         "Environment": part(lambda: table(list(read_json(run.path / "environment.json").items()))),
         "Repeat this run": part(lambda: f"<pre>{escape(run.command())}</pre>"),

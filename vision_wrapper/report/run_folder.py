@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vision_wrapper._files import PathLike, read_json
+from vision_wrapper._files import PathLike, read_bytes, read_json
 from vision_wrapper.data import DATASETS
 from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Predictions
@@ -35,9 +35,21 @@ class RunFolder:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The history's rows; numbers as numbers, None where there is none."""
-        with (self.path / "history.csv").open(encoding="utf-8") as file:
-            return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+        """The history's rows, at least one; numbers as numbers, None where there is none."""
+        path = self.path / "history.csv"
+        try:
+            table = csv.DictReader(read_bytes(path).decode("utf-8").splitlines())
+            rows = [{k: float(v) if v else None for k, v in row.items()} for row in table]
+        except (TypeError, ValueError) as error:
+            raise DamagedFileError(f"{path} does not hold the epochs of a run: {error}.") from error
+        if not rows:
+            raise DamagedFileError(f"{path} holds no epochs.")
+        return rows
+
+    @cached_property
+    def model(self) -> str:
+        """The network's summary."""
+        return read_bytes(self.path / "model.txt").decode("utf-8")
 
     @cached_property
     def results(self) -> dict[str, Any]:

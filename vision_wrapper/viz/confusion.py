@@ -38,10 +38,9 @@ def plot_confusion_matrix(predictions: Predictions, normalise: bool = False) -> 
             range(count), labels, rotation=90 if count > 25 or max(map(len, labels)) > 2 else 0, parse_math=False
         )
         ax.tick_params(axis="both", length=0, labelsize=size)
-    else:
-        ax.set_xlabel(f"{count} classes, by number")
     ax.spines[:].set_visible(False)
-    ax.set(xlabel="predicted class", ylabel="true class")
+    numbered = "" if count <= MAX_NAMED else f", by number, of {count}"
+    ax.set(xlabel=f"predicted class{numbered}", ylabel=f"true class{numbered}")
     ax.set_title(f"Confusion matrix, {len(predictions):,} images, accuracy {predictions.accuracy():.2%}")
     bar = fig.colorbar(picture, ax=ax, shrink=0.8, pad=0.02, format="{x:.0f}%")
     bar.outline.set_visible(False)  # type: ignore[union-attr]
