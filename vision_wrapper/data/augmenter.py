@@ -21,9 +21,9 @@ from vision_wrapper.data.augment import (
     Augmentation,
     Compiled,
     Mixing,
-    Operation,
     Operations,
     RandomResizedCrop,
+    checked_operations,
     import_albumentations,
 )
 from vision_wrapper.data.images import to_pil
@@ -44,10 +44,8 @@ class Augmenter:
         self.description = _describe(augment)
         self.name = getattr(augment, "__qualname__", self.description)  # for people: without what is in a function
         operations: Operations | None = None
-        if isinstance(augment, str):
-            operations = AUGMENTATIONS[augment]
-        elif isinstance(augment, (tuple, list)):
-            operations = _checked_operations(augment)
+        if isinstance(augment, (str, tuple, list)):
+            operations = checked_operations(AUGMENTATIONS[augment] if isinstance(augment, str) else augment)
         # What is done to each image by itself (None where it is somebody's own), and then to pairs of them.
         self.operations, self.mixing = _without_mixing(operations)
         self._alternates = any(isinstance(operation, AlternatingFlip) for operation in operations or ())
@@ -99,16 +97,6 @@ class Augmenter:
         )
 
 
-def _checked_operations(augment: Sequence[Any]) -> Operations:
-    for operation in augment:
-        if not isinstance(operation, Operation):
-            raise SettingError(
-                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. "
-                "Put transforms of albumentations or torchvision into their own Compose."
-            )
-    return tuple(augment)
-
-
 def _without_mixing(operations: Operations | None) -> tuple[Operations | None, Mixing | None]:
     """The operations on single images, and the one on pairs, which comes last."""
     if not operations or not any(isinstance(operation, Mixing) for operation in operations):
@@ -118,8 +106,6 @@ def _without_mixing(operations: Operations | None) -> tuple[Operations | None, M
         raise SettingError(
             f"An augmentation has at most one of MixUp and CutMix, as its last operation; got {operations}."
         )
-    if not last.alpha > 0 or not 0 <= last.p <= 1:
-        raise SettingError(f"alpha must be above 0, and p in [0, 1]; got {last}.")
     return tuple(single), last
 
 
