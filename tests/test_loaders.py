@@ -379,6 +379,12 @@ def test_preprocess_checks_its_values():
         preprocess(np.zeros((8, 8, 4), np.uint8))
 
 
+def test_a_channel_that_is_the_same_everywhere_is_said(tiny):
+    green = tiny.train.images * np.array([0, 1, 0], dtype=np.uint8)
+    with pytest.raises(SettingError, match="pixels of a channel are equal: load the images in grey"):
+        make_loaders(data.from_arrays((green, tiny.train.labels), (green, tiny.train.labels)))
+
+
 def test_preprocess_takes_what_a_raw_image_comes_as():
     grey, rgb = random_images(1, 8, 1)[0], random_images(1, 8, 3)[0]
     to_rgb, to_grey = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3), Preprocess(8, 1, (0.5,), (0.5,))
@@ -464,6 +470,19 @@ def test_an_augmentation_that_raises_is_named(tiny):
 
     with pytest.raises(DataError, match=r"augmentation .*broken failed on image 0 .*no such pixel"):
         data.make_loaders(tiny, broken)
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        (lambda image: image[..., :1], r"lambda.* made an image of shape \(16, 16, 1\).*keep the channels"),
+        (lambda image: torch.zeros(3), r"must return a uint8 image \(H, W, C\) .* got torch.float32 of shape \(3,\)"),
+    ],
+    ids=["grey", "vector"],
+)
+def test_an_augmentation_that_returns_no_such_image_is_named(tiny, augment, words):
+    with pytest.raises(DataError, match=words):
+        data.make_loaders(tiny, augment)
 
 
 def test_a_sequential_of_torchvisions_transforms_gets_pil_images(tiny):

@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from vision_wrapper._describe import description
 from vision_wrapper._seeding import BatchRandom, SampleRandom
@@ -62,7 +64,7 @@ class Augmenter:
             return image
         self._random.move_to(epoch, index)
         try:
-            return self._apply(image)
+            augmented = self._apply(image)
         except VisionWrapperError:
             raise
         except Exception as error:  # whatever a user's augmentation, or a library's, may raise
@@ -70,6 +72,12 @@ class Augmenter:
                 f"The augmentation {self.name} failed on image {index} of shape {image.shape}: {error} It is "
                 "given raw uint8 images."
             ) from error
+        if augmented.shape[2] != image.shape[2]:
+            raise DataError(
+                f"The augmentation {self.name} made an image of shape {augmented.shape} of one of {image.shape}. It "
+                "must keep the channels, as Grayscale(num_output_channels=3) does; or load grey images, channels=1."
+            )
+        return augmented
 
     def _compiled(
         self, augment: Any, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
@@ -188,8 +196,6 @@ class _UsersOwn:
         self.apply, self.sample_random = apply, sample_random
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        import torch
-
         seed = int(self.sample_random.numpy.integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
@@ -236,10 +242,11 @@ def checked_image(result: Any) -> np.ndarray:
     """What an augmentation returned (array, PIL image or tensor) as uint8 (H, W, C); raises `DataError` otherwise."""
     if isinstance(result, Image.Image):
         result = np.asarray(result)
-    elif not isinstance(result, np.ndarray) and hasattr(result, "permute"):  # a tensor (C, H, W)
+    elif isinstance(result, Tensor) and result.ndim == 3:  # (C, H, W)
         result = result.permute(1, 2, 0).numpy()
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.ndim not in (2, 3):
-        what = f"{result.dtype} of shape {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
+        arrays = isinstance(result, (np.ndarray, Tensor))
+        what = f"{result.dtype} of shape {tuple(result.shape)}" if arrays else type(result).__name__
         raise DataError(
             f"An augmentation must return a uint8 image (H, W, C) with 0..255, got {what}. Take Normalize, ToTensor "
             "and ToTensorV2 out of it: the loader normalises afterwards."

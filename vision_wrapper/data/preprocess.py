@@ -47,7 +47,7 @@ class Preprocess:
         if not all(0 <= v <= 1 for v in mean) or not all(0 < v <= 1 for v in std):
             raise SettingError(
                 f"mean and std are of pixels in [0, 1], got {mean} and {std}. A standard deviation of 0 means that all "
-                "pixels are equal."
+                "pixels of a channel are equal: load the images in grey, channels=1, or give preprocess=."
             )
         for name, value in (("size", tuple(map(int, size))), ("mean", mean), ("std", std)):
             object.__setattr__(self, name, value)
