@@ -1,8 +1,8 @@
-"""Whole numbers, python's own and numpy's."""
+"""Numbers, python's own and numpy's."""
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from vision_wrapper.errors import SettingError
@@ -11,6 +11,11 @@ from vision_wrapper.errors import SettingError
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, whole or not; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

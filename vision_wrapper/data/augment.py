@@ -9,13 +9,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from vision_wrapper._lookup import Table, check_names
-from vision_wrapper._numbers import is_whole
+from vision_wrapper._numbers import is_number, is_whole
 from vision_wrapper.errors import MissingPackageError, SettingError
 
 if TYPE_CHECKING:
@@ -212,16 +211,12 @@ AUGMENTATIONS: Table[Operations] = Table(
 )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)  # python's own and numpy's
-
-
 def _is_probability(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
 def _is_range(value: Any, most: float) -> bool:
-    pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_number, value))
+    pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
     return pair and 0 <= value[0] <= value[1] <= most
 
 
@@ -239,11 +234,11 @@ _CHANGES: dict[str, _Field] = {
     "pad": _Field(Pad, "pixels", lambda v: is_whole(v) and v >= 0, "a whole number of pixels, at least 0"),
     "pad_mode": _Field(Pad, "mode", lambda v: v in ("constant", "reflect"), '"constant" or "reflect"'),
     "flip_p": _Field(Flip, "p", _is_probability, "a probability in [0, 1]"),
-    "degrees": _Field(Rotate, "degrees", lambda v: _is_number(v) and v >= 0, "a number of degrees, at least 0"),
+    "degrees": _Field(Rotate, "degrees", lambda v: is_number(v) and v >= 0, "a number of degrees, at least 0"),
     "hole_size": _Field(Cutout, "size", lambda v: is_whole(v) and v >= 1, "a whole number of pixels, at least 1"),
     "holes": _Field(Cutout, "holes", lambda v: is_whole(v) and v >= 1, "a whole number of at least 1"),
     "hole_p": _Field(Cutout, "p", _is_probability, "a probability in [0, 1]"),
-    "mix_alpha": _Field(Mixing, "alpha", lambda v: _is_number(v) and v > 0, "a number above 0"),
+    "mix_alpha": _Field(Mixing, "alpha", lambda v: is_number(v) and v > 0, "a number above 0"),
     "mix_p": _Field(Mixing, "p", _is_probability, "a probability in [0, 1]"),
     # Which fills there can be depends on the channels, which are not known before it is compiled: see `fill_value`.
     "fill": _Field(Pad | Rotate | Cutout, "fill", lambda v: True, '0..255, or "mean"'),
