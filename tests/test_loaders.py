@@ -351,6 +351,8 @@ def test_statistics_come_from_the_raw_training_split_or_the_table(tiny):
         ({"num_workers": -1}, SettingError, "num_workers"),
         ({"seed": -1}, SettingError, "seed"),
         ({"size": 0}, SettingError, "size"),
+        ({"size": 16.0}, SettingError, r"size must be pixels, or \(height, width\) in pixels, got 16.0"),
+        ({"preprocess": (0.5, 0.2)}, SettingError, "preprocess must be a data.Preprocess"),
         ({"size": 16, "preprocess": Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3)}, SettingError, "pass one of them"),
         ({"preprocess": Preprocess(16, 1, (0.5,), (0.5,))}, DataError, "Load them with channels=1"),
         ({"augment": "crop_flip_cutuot"}, UnknownNameError, "did you mean 'crop_flip_cutout'"),
@@ -418,7 +420,8 @@ def test_a_class_too_small_for_val_fraction_says_how_many_it_needs(tmp_path):
 
 
 def test_whole_numbers_of_numpy_make_loaders(tiny):
-    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0))
+    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0), size=np.int64(16))
+    assert loaders.preprocess.size == (16, 16)
     assert type(loaders.train.batch_size) is int and type(loaders.train.num_workers) is int
     assert len(next(iter(loaders.train))[0]) == 8
 

@@ -109,6 +109,8 @@ def _check_arguments(data: Any, val_fraction: Any, size: Any, preprocess: Any) -
         raise SettingError(f"make_loaders takes what data.load or data.from_arrays returns, got {data!r}.")
     if not is_number(val_fraction) or not 0 <= val_fraction < 1:
         raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise SettingError(f"preprocess must be a data.Preprocess, such as another loader's; got {preprocess!r}.")
     if preprocess is not None and size is not None:
         raise SettingError("size and preprocess both give the size of the input; pass one of them.")
 

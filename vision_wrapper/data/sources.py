@@ -114,8 +114,9 @@ def _load_named(name: str, root: Path, channels: int) -> ImageData:
     try:
         data = source.load(root, channels)
     except (URLError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataNotFoundError(
-            f"{name} is not in {root.resolve()} and could not be downloaded: {str(error).splitlines()[0]} Connect to "
+            f"{name} is not in {root.resolve()} and could not be downloaded: {reason} Connect to "
             'the network once, or copy the data set there. "digits" needs no network: data.load("digits").'
         ) from error
     known = channels == 3 or len(source.mean) == 1

@@ -110,7 +110,7 @@ def resnet18(
     Args:
         num_classes: how many logits.
         in_channels: 3 for RGB, 1 for grey.
-        norm: "batch", "layer" (GroupNorm(1, C)), "group" or "instance".
+        norm: as `CustomResNet`'s.
         stem: "cifar" for small images, "imagenet" for photographs.
         strides: of the four stages.
         weights: a file (.safetensors, or a .pth state dict with torchvision's or pytorch-cifar's names) or the name of
