@@ -20,7 +20,17 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vision_wrapper import data
-from vision_wrapper.data import AUGMENTATIONS, ColorJitter, Cutout, Flip, Pad, RandomCrop, RandomResizedCrop, Rotate
+from vision_wrapper.data import (
+    AUGMENTATIONS,
+    ColorJitter,
+    Cutout,
+    Flip,
+    MixUp,
+    Pad,
+    RandomCrop,
+    RandomResizedCrop,
+    Rotate,
+)
 from vision_wrapper.data.augmenter import Augmenter
 from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
@@ -170,6 +180,7 @@ def test_changes():
     assert changed == (Pad(2, fill=9), RandomCrop(), Flip(0.3), Cutout(4, holes=3, fill=9, p=0.5))
     assert data.augmentation("crop_rotate", degrees=15.0)[-1].degrees == 15.0
     assert data.augmentation("crop", pad_mode="reflect") == (Pad(4, mode="reflect"), RandomCrop())
+    assert repr(data.augmentation("flip", flip_p=np.float32(0.5))) == "(Flip(p=0.5),)"
     assert data.augmentation("flip") == AUGMENTATIONS["flip"]
 
 
@@ -182,6 +193,28 @@ def test_changes_that_cannot_be():
         data.augmentation("flip", hole_size=4)
     with pytest.raises(SettingError, match="no operation that fill="):
         data.augmentation("flip", fill=4)
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (Pad(-1), "pixels must be a whole number of pixels, at least 0, got Pad"),
+        (Flip(p=2), r"p must be a probability in \[0, 1\], got Flip\(p=2\)"),
+        (Rotate(-5.0), "degrees must be a number of degrees, at least 0"),
+        (Cutout(2.5), "size must be a whole number of pixels, at least 1"),
+        (Cutout(0), "size must be"),
+        (Cutout(8, holes=0), "holes must be a whole number of at least 1"),
+        (RandomResizedCrop(scale=0.5), r"scale must be \(least, most\) of the area"),
+        (RandomResizedCrop(scale=(0.5, 2)), "scale must be"),
+        (RandomResizedCrop(ratio=(0, 1)), r"ratio must be \(least, most\), above 0"),
+        (ColorJitter(2), r"strength must be a number in \[0, 1\]"),
+        (MixUp(alpha="0.2"), "alpha must be a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_value_that_an_operation_cannot_have(operation, words):
+    with pytest.raises(SettingError, match=words):
+        augmenter((operation,))
 
 
 @pytest.mark.parametrize("fill", [0.49, (0.49, 0.48, 0.45), 1.0, 256, -1, True, "median", None, (1, 2)])

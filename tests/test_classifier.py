@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -436,6 +437,20 @@ def test_an_image_without_pixels_is_named():
     classifier = of_channels(3)
     with pytest.raises(DataError, match="an image with pixels"):
         classifier.predict([np.zeros((0, 4, 3), np.uint8)])
+
+
+def test_one_photograph_at_a_time_is_held(monkeypatch):
+    decoded, held = [], []
+
+    def decode(*_):
+        image = np.zeros((9, 9, 3), np.uint8)
+        decoded.append(weakref.ref(image))
+        held.append(sum(made() is not None for made in decoded))
+        return image
+
+    monkeypatch.setattr("vision_wrapper.classifier.decode", decode)
+    assert len(of_channels(3).predict(["photograph.jpg"] * 6)) == 6
+    assert max(held) <= 2  # the one that is resized, and the next
 
 
 def test_one_image_of_as_many_channels_as_the_classifier_has():

@@ -48,7 +48,7 @@ def test_transparency_is_laid_over_white(tmp_path):
 
 
 @pytest.mark.parametrize("brightest", [65535, 20000, 255, 1])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("suffix", ["pgm", "png", "tif"])
 def test_sixteen_bits_are_scaled_alike_whatever_is_in_the_image(tmp_path, brightest, suffix):
     values = np.array([[0, brightest // 2, brightest]], np.uint16)
     path = saved(Image.fromarray(values), tmp_path, f"x.{suffix}")
@@ -59,6 +59,8 @@ def test_sixteen_bits_are_scaled_alike_whatever_is_in_the_image(tmp_path, bright
 @pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
 def test_float_images(tmp_path, scale):
     values = np.array([[0.0, 0.5, 1.0]], np.float32) * scale
+    assert decode(saved(Image.fromarray(values), tmp_path, "x.tif"))[0, :, 0].tolist() == [0, 128, 255]
+    values[0, 0] = np.nan  # nothing was measured there
     assert decode(saved(Image.fromarray(values), tmp_path, "x.tif"))[0, :, 0].tolist() == [0, 128, 255]
 
 

@@ -105,6 +105,15 @@ def test_offline_the_error_names_digits(name, tmp_path, monkeypatch):
         data.load(name, root=tmp_path)
 
 
+def test_an_error_without_words_is_named(monkeypatch):
+    def times_out(root, channels):
+        raise TimeoutError
+
+    monkeypatch.setitem(DATASETS, "slow", data.DataSource(times_out, (0.5,), (0.2,), "never arrives"))
+    with pytest.raises(DataNotFoundError, match="could not be downloaded: TimeoutError"):
+        data.load("slow")
+
+
 def test_mnist_as_torchvision_stores_it(tmp_path):
     for kind, name in (("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")):
         folder = tmp_path / kind / "raw"

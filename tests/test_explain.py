@@ -313,6 +313,25 @@ def test_a_model_without_maps():
         explain.default_layer(nn.Conv2d(3, 4, 3), inputs())
 
 
+class ChannelsLast(nn.Module):
+    """A convolution, then a layer over channels that lie last, as in ConvNeXt and Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mlp, self.fc = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 24), nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.fc(self.mlp(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (15, 29)])
+def test_a_layer_with_its_channels_last_gives_no_map(shape):
+    model, images = ChannelsLast(), torch.randn(2, 3, *shape)
+    assert explain.stages(model, images[0]) == ("conv",)
+    with pytest.raises(SettingError, match=r"'mlp': it has its channels last.*such as conv"):
+        explain.gradcam(model, images, [0, 1], "mlp")
+
+
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 

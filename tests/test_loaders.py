@@ -351,6 +351,8 @@ def test_statistics_come_from_the_raw_training_split_or_the_table(tiny):
         ({"num_workers": -1}, SettingError, "num_workers"),
         ({"seed": -1}, SettingError, "seed"),
         ({"size": 0}, SettingError, "size"),
+        ({"size": 16.0}, SettingError, r"size must be pixels, or \(height, width\) in pixels, got 16.0"),
+        ({"preprocess": (0.5, 0.2)}, SettingError, "preprocess must be a data.Preprocess"),
         ({"size": 16, "preprocess": Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3)}, SettingError, "pass one of them"),
         ({"preprocess": Preprocess(16, 1, (0.5,), (0.5,))}, DataError, "Load them with channels=1"),
         ({"augment": "crop_flip_cutuot"}, UnknownNameError, "did you mean 'crop_flip_cutout'"),
@@ -377,6 +379,12 @@ def test_preprocess_checks_its_values():
         preprocess(np.zeros((8, 8, 3), np.float32))
     with pytest.raises(DataError, match=r"\(H, W, 3\), got shape \(8, 8, 4\)"):
         preprocess(np.zeros((8, 8, 4), np.uint8))
+
+
+def test_a_channel_that_is_the_same_everywhere_is_said(tiny):
+    green = tiny.train.images * np.array([0, 1, 0], dtype=np.uint8)
+    with pytest.raises(SettingError, match="pixels of a channel are equal: load the images in grey"):
+        make_loaders(data.from_arrays((green, tiny.train.labels), (green, tiny.train.labels)))
 
 
 def test_preprocess_takes_what_a_raw_image_comes_as():
@@ -412,7 +420,8 @@ def test_a_class_too_small_for_val_fraction_says_how_many_it_needs(tmp_path):
 
 
 def test_whole_numbers_of_numpy_make_loaders(tiny):
-    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0))
+    loaders = make_loaders(tiny, batch_size=np.int64(8), num_workers=np.int32(0), size=np.int64(16))
+    assert loaders.preprocess.size == (16, 16)
     assert type(loaders.train.batch_size) is int and type(loaders.train.num_workers) is int
     assert len(next(iter(loaders.train))[0]) == 8
 
@@ -464,6 +473,19 @@ def test_an_augmentation_that_raises_is_named(tiny):
 
     with pytest.raises(DataError, match=r"augmentation .*broken failed on image 0 .*no such pixel"):
         data.make_loaders(tiny, broken)
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        (lambda image: image[..., :1], r"lambda.* made an image of shape \(16, 16, 1\).*keep the channels"),
+        (lambda image: torch.zeros(3), r"must return a uint8 image \(H, W, C\) .* got torch.float32 of shape \(3,\)"),
+    ],
+    ids=["grey", "vector"],
+)
+def test_an_augmentation_that_returns_no_such_image_is_named(tiny, augment, words):
+    with pytest.raises(DataError, match=words):
+        data.make_loaders(tiny, augment)
 
 
 def test_a_sequential_of_torchvisions_transforms_gets_pil_images(tiny):

@@ -440,7 +440,9 @@ def test_whole_numbers_of_numpy_are_whole_numbers(name):
         *(("custom_resnet", {"widths": widths}, "4 whole numbers") for widths in WRONG_WIDTHS),
         *(("whitened_convnet", {"widths": widths}, "3 whole numbers") for widths in (*WRONG_WIDTHS, (4, 8, True))),
         ("resnet18", {"stem": "photo"}, "stem must be"),
+        ("custom_resnet", {"dropout": "0.1"}, "dropout"),
         ("resnet18", {"strides": (1, 2, 2)}, "four numbers"),
+        ("resnet18", {"strides": 2}, "four numbers"),
         ("resnet34", {"strides": (1, 2, 2, 3)}, "1 or 2"),
     ],
 )

@@ -1,5 +1,7 @@
 """Exact statistics of raw images."""
 
+import weakref
+
 import numpy as np
 import pytest
 from conftest import random_images
@@ -63,6 +65,30 @@ def test_a_folder_of_several_sizes(tmp_path, size):
     assert found.mean == pytest.approx(mean, abs=1e-12) and found.std == pytest.approx(std, abs=1e-12)
     assert found.sizes["train"] == {(size, size): 2, (size + 1, size): 2, (size + 2, size): 2}
     assert "train 6 images of" in str(found)
+
+
+class Photographs:
+    """A split of large images that counts how many of them are held at once."""
+
+    labels, channels, classes = np.zeros(100, dtype=np.int64), 3, ()
+
+    def __init__(self):
+        self.made, self.held = [], 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        image = np.full((400, 400, 3), index, dtype=np.uint8)
+        self.made.append(weakref.ref(image))
+        self.held = max(self.held, sum(made() is not None for made in self.made))
+        return image, 0
+
+
+def test_of_large_images_each_thread_holds_one():
+    photographs = Photographs()
+    assert mean_and_std(photographs)[0] == pytest.approx((49.5 / 255,) * 3)
+    assert photographs.held <= 2 * 32  # as many threads as there may be, and what each has just let go of
 
 
 def test_files_are_decoded_once_for_a_listing(image_folder, monkeypatch):

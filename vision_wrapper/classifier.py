@@ -99,10 +99,10 @@ class Classifier:
 
     def _predict_batch(self, images: list[Any]) -> list[Prediction]:
         channels = self.preprocess.channels
-        raw = [
+        raw = (  # one whole photograph at a time
             decode(os.fspath(i), channels, self.preprocess.decode_size) if isinstance(i, (str, os.PathLike)) else i
             for i in images
-        ]
+        )
         logits = _run(self.model, self.preprocess.batch(raw))
         probabilities = (logits.float() / self.temperature).softmax(1).cpu()  # (N, classes)
         best, labels = probabilities.max(1)

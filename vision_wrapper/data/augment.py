@@ -5,6 +5,7 @@ Operations come before normalisation, so padding and holes are filled with pixel
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from vision_wrapper._lookup import Table, check_names
-from vision_wrapper._numbers import is_whole
+from vision_wrapper._numbers import is_number, is_whole
 from vision_wrapper.errors import MissingPackageError, SettingError
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ class Pad:
         import cv2
 
         modes = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
-        if self.mode not in modes:
-            raise SettingError(f'Pad: mode must be "constant" or "reflect", got {self.mode!r}.')
         height, width = size
         return import_albumentations().PadIfNeeded(
             min_height=height + 2 * self.pixels,
@@ -212,36 +211,58 @@ AUGMENTATIONS: Table[Operations] = Table(
 )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_probability(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
-class _Change(NamedTuple):
-    """What `augmentation` lets one change."""
+def _is_range(value: Any, most: float) -> bool:
+    pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+    return pair and 0 <= value[0] <= value[1] <= most
+
+
+class _Field(NamedTuple):
+    """A field of an operation, and what it can hold."""
 
     operation: Any  # the class, or a union of them
-    field: str
+    name: str
     holds: Callable[[Any], bool]  # for a value that the field can take
     expected: str  # in words
 
 
-_CHANGES: dict[str, _Change] = {
-    "pad": _Change(Pad, "pixels", lambda v: is_whole(v) and v >= 0, "a whole number of pixels, at least 0"),
-    "pad_mode": _Change(Pad, "mode", lambda v: v in ("constant", "reflect"), '"constant" or "reflect"'),
-    "flip_p": _Change(Flip, "p", _is_probability, "a probability in [0, 1]"),
-    "degrees": _Change(Rotate, "degrees", lambda v: _is_number(v) and v >= 0, "a number of degrees, at least 0"),
-    "hole_size": _Change(Cutout, "size", lambda v: is_whole(v) and v >= 1, "a whole number of pixels, at least 1"),
-    "holes": _Change(Cutout, "holes", lambda v: is_whole(v) and v >= 1, "a whole number of at least 1"),
-    "hole_p": _Change(Cutout, "p", _is_probability, "a probability in [0, 1]"),
-    "mix_alpha": _Change(Mixing, "alpha", lambda v: _is_number(v) and v > 0, "a number above 0"),
-    "mix_p": _Change(Mixing, "p", _is_probability, "a probability in [0, 1]"),
+# What `augmentation` lets one change, by the name that it has there.
+_CHANGES: dict[str, _Field] = {
+    "pad": _Field(Pad, "pixels", lambda v: is_whole(v) and v >= 0, "a whole number of pixels, at least 0"),
+    "pad_mode": _Field(Pad, "mode", lambda v: v in ("constant", "reflect"), '"constant" or "reflect"'),
+    "flip_p": _Field(Flip, "p", _is_probability, "a probability in [0, 1]"),
+    "degrees": _Field(Rotate, "degrees", lambda v: is_number(v) and v >= 0, "a number of degrees, at least 0"),
+    "hole_size": _Field(Cutout, "size", lambda v: is_whole(v) and v >= 1, "a whole number of pixels, at least 1"),
+    "holes": _Field(Cutout, "holes", lambda v: is_whole(v) and v >= 1, "a whole number of at least 1"),
+    "hole_p": _Field(Cutout, "p", _is_probability, "a probability in [0, 1]"),
+    "mix_alpha": _Field(Mixing, "alpha", lambda v: is_number(v) and v > 0, "a number above 0"),
+    "mix_p": _Field(Mixing, "p", _is_probability, "a probability in [0, 1]"),
     # Which fills there can be depends on the channels, which are not known before it is compiled: see `fill_value`.
-    "fill": _Change(Pad | Rotate | Cutout, "fill", lambda v: True, '0..255, or "mean"'),
+    "fill": _Field(Pad | Rotate | Cutout, "fill", lambda v: True, '0..255, or "mean"'),
 }
+_FIELDS = (
+    *_CHANGES.values(),
+    _Field(RandomResizedCrop, "scale", lambda v: _is_range(v, 1), "(least, most) of the area, in [0, 1]"),
+    _Field(RandomResizedCrop, "ratio", lambda v: _is_range(v, math.inf) and v[0] > 0, "(least, most), above 0"),
+    _Field(ColorJitter, "strength", _is_probability, "a number in [0, 1]"),
+)
+
+
+def checked_operations(augment: Sequence[Any]) -> Operations:
+    """The operations as a tuple. Raises `SettingError` for anything else, and for a value that cannot be."""
+    for operation in augment:
+        if not isinstance(operation, Operation):
+            raise SettingError(
+                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. "
+                "Put transforms of albumentations or torchvision into their own Compose."
+            )
+        for field in _FIELDS:
+            if isinstance(operation, field.operation) and not field.holds(getattr(operation, field.name)):
+                raise SettingError(f"{field.name} must be {field.expected}, got {operation}.")
+    return tuple(augment)
 
 
 def augmentation(name: str, **changes: Any) -> Operations:
@@ -266,9 +287,9 @@ def augmentation(name: str, **changes: Any) -> Operations:
             raise SettingError(f"{key} must be {change.expected}, got {value!r}.")
         if not any(isinstance(operation, change.operation) for operation in operations):
             raise SettingError(f"{name!r} has no operation that {key}= could change; it is {operations}.")
-        value = int(value) if is_whole(value) else value  # numpy's is written in another way
+        value = value.item() if isinstance(value, np.generic) else value  # numpy's numbers are written in another way
         operations = tuple(
-            replace(operation, **{change.field: value}) if isinstance(operation, change.operation) else operation
+            replace(operation, **{change.name: value}) if isinstance(operation, change.operation) else operation
             for operation in operations
         )
     return operations

@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from vision_wrapper._describe import description
 from vision_wrapper._seeding import BatchRandom, SampleRandom
@@ -21,9 +23,9 @@ from vision_wrapper.data.augment import (
     Augmentation,
     Compiled,
     Mixing,
-    Operation,
     Operations,
     RandomResizedCrop,
+    checked_operations,
     import_albumentations,
 )
 from vision_wrapper.data.images import to_pil
@@ -44,10 +46,8 @@ class Augmenter:
         self.description = _describe(augment)
         self.name = getattr(augment, "__qualname__", self.description)  # for people: without what is in a function
         operations: Operations | None = None
-        if isinstance(augment, str):
-            operations = AUGMENTATIONS[augment]
-        elif isinstance(augment, (tuple, list)):
-            operations = _checked_operations(augment)
+        if isinstance(augment, (str, tuple, list)):
+            operations = checked_operations(AUGMENTATIONS[augment] if isinstance(augment, str) else augment)
         # What is done to each image by itself (None where it is somebody's own), and then to pairs of them.
         self.operations, self.mixing = _without_mixing(operations)
         self._alternates = any(isinstance(operation, AlternatingFlip) for operation in operations or ())
@@ -64,7 +64,7 @@ class Augmenter:
             return image
         self._random.move_to(epoch, index)
         try:
-            return self._apply(image)
+            augmented = self._apply(image)
         except VisionWrapperError:
             raise
         except Exception as error:  # whatever a user's augmentation, or a library's, may raise
@@ -72,6 +72,12 @@ class Augmenter:
                 f"The augmentation {self.name} failed on image {index} of shape {image.shape}: {error} It is "
                 "given raw uint8 images."
             ) from error
+        if augmented.shape[2] != image.shape[2]:
+            raise DataError(
+                f"The augmentation {self.name} made an image of shape {augmented.shape} of one of {image.shape}. It "
+                "must keep the channels, as Grayscale(num_output_channels=3) does; or load grey images, channels=1."
+            )
+        return augmented
 
     def _compiled(
         self, augment: Any, operations: Operations | None, size: tuple[int, int], mean: Sequence[float]
@@ -99,16 +105,6 @@ class Augmenter:
         )
 
 
-def _checked_operations(augment: Sequence[Any]) -> Operations:
-    for operation in augment:
-        if not isinstance(operation, Operation):
-            raise SettingError(
-                f"An augmentation in operations takes those of vision_wrapper.data (Pad, Flip, …), got {operation!r}. "
-                "Put transforms of albumentations or torchvision into their own Compose."
-            )
-    return tuple(augment)
-
-
 def _without_mixing(operations: Operations | None) -> tuple[Operations | None, Mixing | None]:
     """The operations on single images, and the one on pairs, which comes last."""
     if not operations or not any(isinstance(operation, Mixing) for operation in operations):
@@ -118,8 +114,6 @@ def _without_mixing(operations: Operations | None) -> tuple[Operations | None, M
         raise SettingError(
             f"An augmentation has at most one of MixUp and CutMix, as its last operation; got {operations}."
         )
-    if not last.alpha > 0 or not 0 <= last.p <= 1:
-        raise SettingError(f"alpha must be above 0, and p in [0, 1]; got {last}.")
     return tuple(single), last
 
 
@@ -202,8 +196,6 @@ class _UsersOwn:
         self.apply, self.sample_random = apply, sample_random
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        import torch
-
         seed = int(self.sample_random.numpy.integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
@@ -250,10 +242,11 @@ def checked_image(result: Any) -> np.ndarray:
     """What an augmentation returned (array, PIL image or tensor) as uint8 (H, W, C); raises `DataError` otherwise."""
     if isinstance(result, Image.Image):
         result = np.asarray(result)
-    elif not isinstance(result, np.ndarray) and hasattr(result, "permute"):  # a tensor (C, H, W)
+    elif isinstance(result, Tensor) and result.ndim == 3:  # (C, H, W)
         result = result.permute(1, 2, 0).numpy()
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.ndim not in (2, 3):
-        what = f"{result.dtype} of shape {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
+        arrays = isinstance(result, (np.ndarray, Tensor))
+        what = f"{result.dtype} of shape {tuple(result.shape)}" if arrays else type(result).__name__
         raise DataError(
             f"An augmentation must return a uint8 image (H, W, C) with 0..255, got {what}. Take Normalize, ToTensor "
             "and ToTensorV2 out of it: the loader normalises afterwards."

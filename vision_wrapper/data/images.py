@@ -101,7 +101,7 @@ def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
 
 
 def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -123,7 +123,7 @@ def to_pil(image: np.ndarray) -> Image.Image:
 def _to_eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """Grey values as uint8; where the file does not say so, 0..1, 0..255 or 0..65535 is told from the largest."""
     floating = values.dtype.kind == "f"
-    values = values.astype(np.float64)
+    values = np.where(np.isfinite(values), values, 0).astype(np.float64)  # NaN stands where nothing was measured
     largest = 65535.0 if sixteen_bits else float(values.max(initial=0))
     scale = 255.0 if floating and largest <= 1 else 1.0 if largest <= 255 else 255.0 / 65535.0
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision_wrapper._distributed import processes_here
-from vision_wrapper._numbers import whole_number
+from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data.augment import Augmentation
 from vision_wrapper.data.augmenter import Augmenter
@@ -107,8 +107,10 @@ def _check_arguments(data: Any, val_fraction: Any, size: Any, preprocess: Any) -
     """Raise `SettingError` for a value that cannot be."""
     if not isinstance(data, ImageData):
         raise SettingError(f"make_loaders takes what data.load or data.from_arrays returns, got {data!r}.")
-    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
+    if not is_number(val_fraction) or not 0 <= val_fraction < 1:
         raise SettingError(f"val_fraction must be in [0, 1), got {val_fraction!r}.")
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise SettingError(f"preprocess must be a data.Preprocess, such as another loader's; got {preprocess!r}.")
     if preprocess is not None and size is not None:
         raise SettingError("size and preprocess both give the size of the input; pass one of them.")
 
@@ -139,7 +141,7 @@ def _preprocess_of(data: ImageData, size: int | tuple[int, int] | None, preproce
 def check_progressive_size(steps: ProgressiveSize) -> None:
     """Raise `SettingError` unless these are pairs (epoch, share of the size) from epoch 0 on."""
     pairs = isinstance(steps, (tuple, list)) and all(isinstance(s, (tuple, list)) and len(s) == 2 for s in steps)
-    numbers = pairs and all(isinstance(v, (int, float)) and not isinstance(v, bool) for s in steps for v in s)
+    numbers = pairs and all(is_number(value) for step in steps for value in step)
     firsts = [step[0] for step in steps] if numbers else []
     if not numbers or not all(0 < share <= 1 for _, share in steps) or firsts != sorted(set(firsts)):
         raise SettingError(f"progressive_size must be pairs (epoch, share in (0, 1]) in rising order, got {steps!r}.")

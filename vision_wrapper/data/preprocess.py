@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vision_wrapper._numbers import is_whole
 from vision_wrapper.data.images import from_pil, to_pil
 from vision_wrapper.errors import DataError, SettingError
 
@@ -31,9 +32,10 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __post_init__(self):
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side >= 1 for side in size):
-            raise SettingError(f"size must be (height, width) in pixels, got {self.size!r}.")
+        size: Any = (self.size, self.size) if is_whole(self.size) else self.size
+        sides = isinstance(size, (tuple, list, np.ndarray)) and len(size) == 2
+        if not sides or not all(is_whole(side) and side >= 1 for side in size):
+            raise SettingError(f"size must be pixels, or (height, width) in pixels, got {self.size!r}.")
         try:
             mean, std = (tuple(float(v) for v in values) for values in (self.mean, self.std))
         except (TypeError, ValueError) as error:
@@ -47,7 +49,7 @@ class Preprocess:
         if not all(0 <= v <= 1 for v in mean) or not all(0 < v <= 1 for v in std):
             raise SettingError(
                 f"mean and std are of pixels in [0, 1], got {mean} and {std}. A standard deviation of 0 means that all "
-                "pixels are equal."
+                "pixels of a channel are equal: load the images in grey, channels=1, or give preprocess=."
             )
         for name, value in (("size", tuple(map(int, size))), ("mean", mean), ("std", std)):
             object.__setattr__(self, name, value)
@@ -103,7 +105,7 @@ class Preprocess:
         return self.batch([image])[0]
 
     def batch(self, images: Any) -> Tensor:
-        """Raw images of any sizes to float32 (N, C, *size) on the CPU."""
+        """An iterable of raw images of any sizes to float32 (N, C, *size) on the CPU."""
         return self.normalise(torch.from_numpy(np.stack([self.resize(self.as_array(image)) for image in images])))
 
     def as_array(self, image: Any) -> np.ndarray:

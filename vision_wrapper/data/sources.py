@@ -114,8 +114,9 @@ def _load_named(name: str, root: Path, channels: int) -> ImageData:
     try:
         data = source.load(root, channels)
     except (URLError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataNotFoundError(
-            f"{name} is not in {root.resolve()} and could not be downloaded: {str(error).splitlines()[0]} Connect to "
+            f"{name} is not in {root.resolve()} and could not be downloaded: {reason} Connect to "
             'the network once, or copy the data set there. "digits" needs no network: data.load("digits").'
         ) from error
     known = channels == 3 or len(source.mean) == 1
@@ -172,12 +173,13 @@ def from_arrays(
 def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], channels: int | None) -> ArraySplit:
     try:
         images, labels = (np.asarray(part) for part in pair)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that has a gradient
         raise DataError(f"{name} must be a pair (images, labels) of arrays: {error}.") from error
     if images.dtype != np.uint8:
         raise DataError(
             f"{name} images must be uint8 with 0..255, got {images.dtype}. For values in [0, 1]: "
-            "(images * 255).round().astype('uint8')."
+            "(images * 255).round().astype('uint8'); in 0..255: images.astype('uint8'); in 0..65535: "
+            "(images // 257).astype('uint8')."
         )
     if images.ndim == 3:
         images = images[..., None]
@@ -193,7 +195,8 @@ def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], channels: int |
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{name} labels must be whole numbers of shape ({len(images)},), got {labels.dtype} of shape "
-            f"{labels.shape}."
+            f"{labels.shape}. For (N, 1): labels.ravel(); one-hot: labels.argmax(1); names: "
+            "numpy.unique(labels, return_inverse=True)[1]."
         )
     return ArraySplit(images, labels.astype(np.int64), channels)
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from vision_wrapper._numbers import is_number
 from vision_wrapper.data.images import decode
 from vision_wrapper.errors import DataError, SettingError
 
@@ -161,8 +162,8 @@ def stratified_split(
     `what` is the fraction's name. Raises `DataError` for a class with a single image, `SettingError` for a fraction
     outside (0, 1).
     """
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise SettingError(f"The held-out fraction must be between 0 and 1, got {fraction!r}.")
+    if not is_number(fraction) or not 0 < fraction < 1:
+        raise SettingError(f"{what} must be between 0 and 1, got {fraction!r}.")
     random = np.random.default_rng([seed, 0x5917])  # a stream of its own
     held_out = []
     for label, name in enumerate(classes):

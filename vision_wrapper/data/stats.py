@@ -17,8 +17,9 @@ from vision_wrapper.data.sources import ImageData
 from vision_wrapper.data.splits import ArraySplit, Split, image_size
 from vision_wrapper.errors import DataError, SettingError
 
-_CHUNK = 500  # images at a time: what memory is bounded by (75 MB at 224x224)
-_LARGE = 100_000  # pixels
+_PIXELS = 2**19  # of images in memory that are counted at a time: numpy takes 8 bytes for each
+_CHUNK = 500  # files that wait for threads at a time; of each only the counts are kept
+_LARGE = 100_000  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def _totals(split: Split) -> _Totals:
     if split in _of_files:
         return _of_files[split]
     totals = _Totals(split.channels)
-    for images in _chunks(split):
-        totals.add(images)
+    for size, count, histograms in _counts(split):
+        totals.sizes[size] += count
+        totals.histograms += histograms  # a single channel counts for all
     if not isinstance(split, ArraySplit):
         _of_files[split] = totals
     return totals
@@ -111,13 +113,6 @@ class _Totals:
     def __init__(self, channels: int):
         self.histograms = np.zeros((channels, 256), dtype=np.int64)
         self.sizes: Counter[tuple[int, int]] = Counter()
-
-    def add(self, images: np.ndarray) -> None:
-        """Count uint8 images (N, H, W, C); a single channel counts for all."""
-        n, height, width, channels = images.shape
-        self.sizes[height, width] += n
-        for c, histogram in enumerate(self.histograms):
-            histogram += np.bincount(images[..., c if channels > 1 else 0].ravel(), minlength=256)
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Means and standard deviations of the pixels divided by 255."""
@@ -131,20 +126,28 @@ class _Totals:
         return tuple(mean), tuple(std)
 
 
-def _chunks(split: Split) -> Iterator[np.ndarray]:
-    """The images of a split, as uint8 (N, H, W, C)."""
+def _counts(split: Split) -> Iterator[tuple[tuple[int, int], int, np.ndarray]]:
+    """Of some images of one size at a time: the size, how many they are, and their histograms."""
     if isinstance(split, ArraySplit):
-        for start in range(0, len(split), _CHUNK):
-            yield split.images[start : start + _CHUNK]
+        size = split.images.shape[1:3]
+        step = max(1, _PIXELS // (size[0] * size[1]))
+        for start in range(0, len(split), step):
+            images = split.images[start : start + step]
+            yield size, len(images), _histograms(images)
         return
+
+    def counted(index: int) -> tuple[tuple[int, int], int, np.ndarray]:
+        image, _ = split[index]
+        return image.shape[:2], 1, _histograms(image)
+
     # Decoding large images releases the interpreter's lock; for small ones threads only get in each other's way.
     height, width = image_size(split, 0)
     threads = None if height * width < _LARGE else ThreadPoolExecutor()
     with threads or nullcontext():
         for start in range(0, len(split), _CHUNK):
-            indices = range(start, min(start + _CHUNK, len(split)))
-            by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
-            for image, _ in (threads.map if threads else map)(split.__getitem__, indices):
-                by_size.setdefault(image.shape, []).append(image)
-            for images in by_size.values():
-                yield np.stack(images)
+            yield from (threads.map if threads else map)(counted, range(start, min(start + _CHUNK, len(split))))
+
+
+def _histograms(images: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel of uint8 (…, C): int64 (C, 256)."""
+    return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])

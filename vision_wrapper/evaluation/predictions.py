@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vision_wrapper._files import PathLike, write_bytes
 from vision_wrapper._lookup import Table, check_different
-from vision_wrapper._numbers import is_whole, whole_number
+from vision_wrapper._numbers import is_number, is_whole, whole_number
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 from vision_wrapper.evaluation.measures import Calibration, CalibrationBin, ClassResult, Curve, class_result
 from vision_wrapper.evaluation.mistakes import Mistake, Mistakes, class_index
@@ -124,7 +124,7 @@ class Predictions:
         Raises:
             SettingError: `confidence` is not between 0 and 1.
         """
-        if not 0 < confidence < 1:
+        if not is_number(confidence) or not 0 < confidence < 1:
             raise SettingError(f"confidence must be between 0 and 1, as 0.95, got {confidence!r}.")
         n = len(self)
         if n == 0:
@@ -349,8 +349,7 @@ class Predictions:
 
 def checked_temperature(temperature: Any) -> float:
     """The temperature as a float. Raises `SettingError` unless it is a positive number."""
-    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not is_number or not 0 < temperature < math.inf:
+    if not is_number(temperature) or not 0 < temperature < math.inf:
         raise SettingError(f"temperature must be a positive number, got {temperature!r}.")
     return float(temperature)
 

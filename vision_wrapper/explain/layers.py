@@ -25,11 +25,13 @@ class Layer(NamedTuple):
     calls: int  # in one pass
     changed: bool  # whether its output was later changed in place
     reached: bool  # whether the logits depend on it
+    channels_last: bool  # whether its output is (N, H, W, C), as within Swin and ConvNeXt
 
     @property
     def map_size(self) -> tuple[int, int] | None:
         """(height, width) where there is a map of more than one pixel that Grad-CAM can use."""
-        usable = self.calls == 1 and not self.changed and self.reached and len(self.shape) == 4 and self.shape[0] == 1
+        once = self.calls == 1 and not self.changed and self.reached
+        usable = once and len(self.shape) == 4 and self.shape[0] == 1 and not self.channels_last
         return self.shape[2:] if usable and self.shape[2:] != (1, 1) else None  # type: ignore[return-value]
 
 
@@ -62,12 +64,11 @@ def probed(net: nn.Module, images: Tensor) -> Probe:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SettingError(f"The model must return logits (N, num_classes), got {got} for one image.")
     reached = _reached(logits, {name: calls[-1][0] for name, calls in outputs.items()})
-    layers = {
-        name: Layer(
-            name, tuple(calls[-1][0].shape), len(calls), any(t._version != v for t, v in calls), name in reached
-        )
-        for name, calls in outputs.items()
-    }
+    layers = {}
+    for name, calls in outputs.items():
+        shape, changed = tuple(calls[-1][0].shape), any(output._version != version for output, version in calls)
+        channels_last = _has_channels_last(shape, image.shape[2:])
+        layers[name] = Layer(name, shape, len(calls), changed, name in reached, channels_last)
     return Probe(layers, logits.shape[1])
 
 
@@ -76,6 +77,15 @@ def submodules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in net.named_modules():
         if name and "parametrizations" not in name.split("."):
             yield name, module
+
+
+def _has_channels_last(shape: tuple[int, ...], image: Sequence[int]) -> bool:
+    """Whether of an output's sides the second and third are as the image's height to its width, not the last two."""
+
+    def as_the_image(height: int, width: int) -> bool:  # but for rounding: strides leave part of a pixel over
+        return abs(height * image[1] - width * image[0]) <= max(image)
+
+    return len(shape) == 4 and as_the_image(*shape[1:3]) and not as_the_image(*shape[2:])
 
 
 def _reached(logits: Tensor, outputs: dict[str, Tensor]) -> set[str]:
@@ -133,6 +143,8 @@ def check_layer(name: str, probe: Probe) -> None:
         why = "has an output that is changed in place later, which would give a wrong map"
     elif len(layer.shape) != 4 or layer.shape[2:] == (1, 1):
         why = f"gives no map: its output is {layer.shape}, expected (N, C, H, W) of more than 1x1"
+    elif layer.channels_last:
+        why = f"has its channels last: its output is {layer.shape}, expected (N, C, H, W)"
     else:
         why = "has no gradient: the logits do not depend on it, or it runs under no_grad or is detached"
     known = ", ".join(layer.name for layer in layer_of_each_size(probe))

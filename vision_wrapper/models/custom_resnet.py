@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vision_wrapper._numbers import is_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models.layers import (
     ACTIVATIONS,
@@ -66,7 +67,7 @@ class CustomResNet(nn.Module):
         num_classes, in_channels = check_classes_and_channels(num_classes, in_channels)
         if pool not in ("max", "avg"):
             raise SettingError(f'pool must be "max" or "avg", got {pool!r}.')
-        if not 0 <= dropout < 1:
+        if not is_number(dropout) or not 0 <= dropout < 1:
             raise SettingError(f"dropout is a probability in [0, 1), got {dropout!r}.")
         w0, w1, w2, w3 = check_widths(widths, ("prep", "layer1", "layer2", "layer3"))
         check_init(init)
@@ -77,7 +78,7 @@ class CustomResNet(nn.Module):
         self.layer2 = conv_block(w1, w2, *kind, halve=True)
         self.layer3 = nn.Sequential(conv_block(w2, w3, *kind, halve=True), Residual(w3, *kind, activation_after_add))
         self.pool = GlobalMaxPool() if pool == "max" else nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(float(dropout))
         self.fc = nn.Linear(w3, num_classes)
         if init == "dirac":
             start_as_identity(self)

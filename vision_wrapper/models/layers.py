@@ -158,7 +158,7 @@ def check_widths(widths: Sequence[int], parts: Sequence[str]) -> list[int]:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON holds it: a list for a tuple or an array, an int for one of numpy's."""
+    """An argument as JSON holds it: a list for a tuple or an array, python's number for one of numpy's."""
     if isinstance(value, (tuple, list, np.ndarray)):
         return [_plain(part) for part in value]
-    return int(value) if is_whole(value) else value
+    return value.item() if isinstance(value, np.generic) else value

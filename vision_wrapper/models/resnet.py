@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         num_classes, in_channels = check_classes_and_channels(num_classes, in_channels)
         if stem not in ("cifar", "imagenet"):
             raise SettingError(f'stem must be "cifar" or "imagenet", got {stem!r}.')
-        if len(strides) != 4 or any(s not in (1, 2) for s in strides):
+        if not hasattr(strides, "__len__") or len(strides) != 4 or any(s not in (1, 2) for s in strides):
             raise SettingError(f"strides must be four numbers of 1 or 2, one a stage, got {strides!r}.")
         make_norm = NORMS[norm]
         if stem == "cifar":
@@ -110,7 +110,7 @@ def resnet18(
     Args:
         num_classes: how many logits.
         in_channels: 3 for RGB, 1 for grey.
-        norm: "batch", "layer" (GroupNorm(1, C)), "group" or "instance".
+        norm: as `CustomResNet`'s.
         stem: "cifar" for small images, "imagenet" for photographs.
         strides: of the four stages.
         weights: a file (.safetensors, or a .pth state dict with torchvision's or pytorch-cifar's names) or the name of

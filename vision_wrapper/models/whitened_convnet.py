@@ -28,7 +28,7 @@ SMALLEST = 9  # pixels: three times halved after the 2x2 convolution
 
 
 class WhitenedConvNet(nn.Module):
-    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 9.
+    """Images (N, in_channels, H, W) to logits (N, num_classes); H and W of at least 9, or 17 for norm="instance".
 
     A fixed 2x2 convolution that decorrelates the pixels of a patch, then three blocks of two 3x3 convolutions, each
     halving the map; pooling; linear. 1,971,362 learned parameters; about a third of `CustomResNet`'s work an image.
@@ -75,7 +75,9 @@ class WhitenedConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
         if min(x.shape[2:]) < SMALLEST:
-            raise SettingError(f"WhitenedConvNet needs images of at least {SMALLEST}x{SMALLEST}, got {x.shape[2:]}.")
+            raise SettingError(
+                f"WhitenedConvNet needs images of at least {SMALLEST}x{SMALLEST}, got {tuple(x.shape[2:])}."
+            )
         x = self.whiten_activation(self.whiten(x))
         x = self.block3(self.block2(self.block1(x)))
         return self.fc(self.pool(x).flatten(1))
