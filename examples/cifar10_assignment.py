@@ -15,9 +15,9 @@
 # one cycle with its peak at epoch 5 and no annihilation, curves, twenty misclassified images, and what the network
 # looked at in each of them.
 #
-# On Colab choose *Runtime > Change runtime type > T4 GPU* first. Turn this script into a notebook with
-# `jupytext --to notebook cifar10_assignment.py`. Before the package is on PyPI, `pip wheel --no-deps .` in a clone
-# makes a file to upload, whose name the next cell then takes.
+# `jupytext --to notebook cifar10_assignment.py` turns this script into a notebook. On Colab choose *Runtime > Change
+# runtime type > T4 GPU* first. The package is not on PyPI yet: make it with `pip wheel --no-deps .` in a clone, upload
+# the `.whl` file, and put its name into the next cell.
 
 # %%
 # %pip install -q vision-wrapper
@@ -48,7 +48,7 @@ vw.seed_everything(1)
 
 # %% [markdown]
 # ## The data
-# Mean and standard deviation are of the raw training pixels: nothing is augmented or normalised before.
+# Mean and standard deviation are those of the raw training pixels: nothing is augmented or normalised before.
 
 # %%
 cifar = data.load(DATA, root="data")
@@ -62,7 +62,7 @@ viz.plot_class_distribution(stats)
 viz.plot_samples(cifar.train)
 
 # %% [markdown]
-# Pad by 4, random crop of 32, flip, one hole of 8x8. Only the training images are augmented, and normalisation is last.
+# Pad by 4, random 32x32 crop, flip, one hole of 8x8. Only the training images are augmented; normalisation comes last.
 
 # %%
 loaders = data.make_loaders(cifar, augment="crop_flip_cutout", batch_size=BATCH_SIZE)
@@ -86,11 +86,11 @@ print(f"LRMAX: {curve.suggestion} ({curve.reason})")
 viz.plot_lr_curve(curve)
 
 # %% [markdown]
-# One cycle: from LRMIN = LRMAX / 10 up to LRMAX at epoch 5, and back to LRMIN, linearly, a step each batch. There is no
-# annihilation: it ends at the rate it began with.
+# One cycle: from LRMIN = LRMAX / 10 up to LRMAX at epoch 5, and back to LRMIN, linearly, with a step after each batch.
+# There is no annihilation: it ends at the rate it began with.
 
 # %%
-found = RUN / "lr_max.txt"  # a run that goes on needs the rate it began with; on a GPU the finder may say another
+found = RUN / "lr_max.txt"  # a resumed run needs the rate it began with; on a GPU the finder may suggest another
 if not found.exists():
     assert curve.suggestion is not None, curve.reason
     found.write_text(f"{curve.suggestion}")
@@ -100,21 +100,21 @@ viz.plot_schedule(schedule, epochs=EPOCHS, steps_per_epoch=len(loaders.train))
 
 # %% [markdown]
 # ## Training
-# Run this cell again after an interruption: it goes on where it was. Like the assignment, it watches the test set.
+# After an interruption run this cell again: it continues. As the assignment asks, it is validated on the test set.
 
 # %%
 history = trainer.fit(
     loaders.train, loaders.test, epochs=EPOCHS, schedule=schedule, checkpoint=RUN / "last.ckpt", batch_history=True
 )
 history.to_csv(RUN / "history.csv")
-assert not trainer.interrupted, "Run this cell again: it goes on."
+assert not trainer.interrupted, "Run this cell again: it continues."
 
 # %%
 viz.plot_history(history)
 
 # %% [markdown]
 # ## The result
-# Of the last epoch, not of the best one on the test set.
+# The accuracy is that of the last epoch, not of the best one on the test set.
 
 # %%
 predictions = trainer.predict(loaders.test)
@@ -127,7 +127,7 @@ viz.plot_confusion_matrix(predictions)
 
 # %% [markdown]
 # ## Twenty misclassified images
-# The ones the network was surest of.
+# Those that the network was most confident about.
 
 # %%
 mistakes = predictions.mistakes(order="confidence")[:20]

@@ -21,7 +21,7 @@ predictions = trainer.predict(loaders.test)
 for result in predictions.per_class():
     print(f"{result.name}: {result.correct} of {result.count}")
 
-mistakes = predictions.mistakes(order="confidence")  # the surest first
+mistakes = predictions.mistakes(order="confidence")  # the most confident first
 print(f"{len(mistakes)} of {len(predictions)} are wrong.")
 mistakes.to_csv(runs / "mistakes.csv")
 

@@ -1,4 +1,4 @@
-"""Fine-tune: weights learned on some classes, a fresh head for others, the head first and then everything.
+"""Fine-tune: weights learned on some classes, a new head for others, the head first and then all layers.
 
 For photographs the weights are ImageNet's: models.resnet18(num_classes=…, stem="imagenet", weights="IMAGENET1K_V1").
 Here they are learned on the digits 0 to 4, so that the example needs no download.
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
 
 import vision_wrapper as vw
 from vision_wrapper import data, models
@@ -34,14 +33,14 @@ def fit(model: torch.nn.Module, loaders: data.Loaders, groups: list[dict], epoch
 
 vw.seed_everything(1)
 WEIGHTS.parent.mkdir(exist_ok=True)
-first = models.CustomResNet(num_classes=5, widths=WIDTHS)
-loaders = data.make_loaders(some_digits(0, each=140), augment="crop", batch_size=32)
+first, digits = models.CustomResNet(num_classes=5, widths=WIDTHS), some_digits(0, each=140)
+loaders = data.make_loaders(digits, augment="crop", batch_size=32)
 print(f"0 to 4: {fit(first, loaders, models.parameter_groups(first, lr=0.005), epochs=3):.1%}")
-save_model(first, str(WEIGHTS))
+vw.save_classifier(WEIGHTS, first, loaders.preprocess, classes=digits.classes)
 
 loaders = data.make_loaders(some_digits(5, each=10), augment="crop", batch_size=10)  # ten images a class
 model = models.load_weights(models.CustomResNet(num_classes=5, widths=WIDTHS), WEIGHTS)
-torch.nn.init.zeros_(model.fc.weight)  # another five classes: a fresh head
+model.fc.reset_parameters()  # five other classes: a new head
 models.freeze(model)
 print(f"5 to 9, the head alone: {fit(model, loaders, models.parameter_groups(model, lr=0.01), epochs=5):.1%}")
 models.unfreeze(model)

@@ -4,8 +4,7 @@ import torch
 
 import vision_wrapper as vw
 from vision_wrapper import data, models
-from vision_wrapper.trainer import Callback, Trainer
-from vision_wrapper.trainer.callbacks import Run
+from vision_wrapper.trainer import Callback, Run, Trainer
 
 
 class StopAt(Callback):

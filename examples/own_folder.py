@@ -2,6 +2,8 @@
 
 python own_folder.py PHOTOS   with PHOTOS/train/CLASS/* and PHOTOS/test/CLASS/*, or PHOTOS/CLASS/*
 python own_folder.py          makes a tiny folder first
+
+For photographs, consider fine-tuning instead: vision-wrapper train folder --data PHOTOS
 """
 
 import argparse
@@ -34,7 +36,8 @@ def main() -> None:
     vw.seed_everything(1)
     images = data.load(arguments.folder or make_tiny_folder(Path("runs/tiny_folder")))  # a fifth is held out
     print(data.stats(images))
-    loaders = data.make_loaders(images, augment="crop", batch_size=16, num_workers=0)
+    workers = None if arguments.folder else 0  # so few small files need no worker processes
+    loaders = data.make_loaders(images, augment="crop", batch_size=16, num_workers=workers)
 
     model = models.CustomResNet(num_classes=len(images.classes), widths=(8, 16, 32, 64))
     trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.005))

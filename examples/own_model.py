@@ -39,7 +39,7 @@ trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.003))
 trainer.fit(loaders.train, loaders.test, epochs=3)
 print(trainer.evaluate(loaders.test))
 
-# A saved network that the library does not know is given back its class.
+# The file holds the weights, not the code: to load a network of your own, pass one.
 Path("runs").mkdir(exist_ok=True)
 vw.save_classifier("runs/own_model.safetensors", model, loaders.preprocess, classes=digits.classes)
 classifier = vw.load_classifier("runs/own_model.safetensors", model=SmallNet())

@@ -1,4 +1,4 @@
-"""Interrupt a training, run the same call again: it goes on, and ends exactly where it would have ended."""
+"""Interrupt a run and make the same call again: it continues, and ends exactly where it would have ended."""
 
 from pathlib import Path
 
@@ -6,20 +6,19 @@ import torch
 
 import vision_wrapper as vw
 from vision_wrapper import data, models
-from vision_wrapper.trainer import Callback, Trainer, schedules
-from vision_wrapper.trainer.callbacks import Run
+from vision_wrapper.trainer import Callback, Run, Trainer, schedules
 
 EPOCHS = 3
 
 
 class PowerCut(Callback):
-    """Ends the program after the first epoch, as a lost notebook would."""
+    """Stops the run after its first epoch."""
 
     def on_epoch_end(self, run: Run) -> None:
         raise RuntimeError("The power went out.")
 
 
-def train(checkpoint: str | None, callbacks: list[Callback]) -> torch.nn.Module:
+def train(checkpoint: Path | None, callbacks: list[Callback]) -> torch.nn.Module:
     vw.seed_everything(1)
     loaders = data.make_loaders(data.load("digits"), augment="crop", batch_size=64)
     model = models.CustomResNet(num_classes=10, widths=(8, 16, 32, 64))
@@ -34,10 +33,10 @@ checkpoint = Path("runs/resume/last.ckpt")
 checkpoint.unlink(missing_ok=True)
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
 try:
-    train(str(checkpoint), [PowerCut()])
+    train(checkpoint, [PowerCut()])
 except RuntimeError as error:
     print(error)
-resumed = train(str(checkpoint), [])  # goes on from the checkpoint
+resumed = train(checkpoint, [])  # continues from the checkpoint
 uninterrupted = train(None, [])
 weights = uninterrupted.state_dict()
 same = all(torch.equal(value, weights[name]) for name, value in resumed.state_dict().items())

@@ -44,12 +44,19 @@ MAX_INPUT = 2**24  # pixels (4096 x 4096) of what a network takes; more is a mis
 
 
 class Prediction(NamedTuple):
-    """What a classifier says of one image."""
+    """What a classifier says of one image.
 
-    label: int  # index into the classifier's classes
+    Attributes:
+        label: index of the most probable class in the classifier's `classes`.
+        name: the name of that class.
+        probability: of that class, in [0, 1].
+        probabilities: of every class, in the order of `classes`; they sum to 1.
+    """
+
+    label: int
     name: str
-    probability: float  # of that class, in [0, 1]
-    probabilities: tuple[float, ...]  # of every class; they sum to 1
+    probability: float
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)

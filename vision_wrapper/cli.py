@@ -26,15 +26,15 @@ app = typer.Typer(
 
 DataOption = Annotated[Optional[str], typer.Option("--data", help="A data set's name, or a folder of images.")]  # noqa: UP045
 RootOption = Annotated[str, typer.Option(help="Where named data sets are kept.")]
-EpochsOption = Annotated[Optional[int], typer.Option(help="In place of the recipe's.")]  # noqa: UP045
-SeedOption = Annotated[Optional[int], typer.Option(help="In place of the recipe's.")]  # noqa: UP045
+EpochsOption = Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")]  # noqa: UP045
+SeedOption = Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")]  # noqa: UP045
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeat for more."),
 ]
-SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out files that are no images.")]
-SeedsOption = Annotated[int, typer.Option(help="How many seeds, from 0 on.")]
-RepeatsOption = Annotated[Optional[Path], typer.Option(help="The folder of the run folders.")]  # noqa: UP045
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded.")]
+SeedsOption = Annotated[int, typer.Option(help="How many seeds, counted from 0.")]
+RepeatsOption = Annotated[Optional[Path], typer.Option(help="The folder for the run folders.")]  # noqa: UP045
 RecipeArgument = Annotated[str, typer.Argument(help="A name that `recipes` lists.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -50,9 +50,9 @@ def train(
     root: RootOption = "data",
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train a recipe into a run folder.
+    """Train a recipe and write a run folder.
 
-    Without a recipe it is the quick start on digits, offline.
+    Without a recipe, trains `quickstart` on the digits, offline. The same command again continues an unfinished run.
     """
     from vision_wrapper import recipes
     from vision_wrapper.trainer import EpochLog, ProgressBar
@@ -72,10 +72,7 @@ def train(
 
 @app.command()
 def evaluate(run: RunArgument) -> None:
-    """Test a run's best weights again.
-
-    It is best.safetensors, on the test set.
-    """
+    """Test a run's best.safetensors on its test set."""
     from vision_wrapper import recipes
 
     predictions = recipes.evaluate_run(run)
@@ -91,9 +88,9 @@ def predict(
     files: Annotated[list[str], typer.Argument(help="Image files.")],
     format: Annotated[str, typer.Option(help="table, csv or json; the last two with every probability.")] = "table",
 ) -> None:
-    """Say what is on images.
+    """Classify images.
 
-    A line an image. As a table: file, class and probability, separated by tabs.
+    Prints a line per image; as a table: file, class and probability, separated by tabs.
     """
     from vision_wrapper import load_classifier
     from vision_wrapper._files import printable
@@ -142,11 +139,11 @@ _PREDICTION_LINES = Table("format", {"table": _table_line, "csv": _prediction_cs
 @app.command()
 def demo(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
-    port: Annotated[int, typer.Option(help="Of this machine.", min=0, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(help="On this machine.", min=0, max=65535)] = 7860,
 ) -> None:
     """Open a local page to drop an image on.
 
-    It shows what the classifier says of it, and where it looked. Nobody but this machine sees it.
+    It shows the classifier's answer and where it looked. Only this machine can reach the page.
     """
     from vision_wrapper import load_classifier
     from vision_wrapper.demo import serve
@@ -173,7 +170,7 @@ def export(
 ) -> None:
     """Write a classifier for use elsewhere.
 
-    Normalisation and softmax are inside.
+    The file takes raw pixels: normalisation and softmax are part of it.
     """
     from vision_wrapper import classifier
 
@@ -224,9 +221,9 @@ def stats(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes with what they reach.
+    """List the recipes and what they reach.
 
-    It is the table of the docs: test accuracy in percent after the last epoch.
+    Accuracies are in percent, on the test set after the last epoch.
     """
     from vision_wrapper.recipes import RECIPES, evidence
 
@@ -249,9 +246,9 @@ def repeat(
     root: RootOption = "data",
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train a recipe once a seed, and say mean and spread.
+    """Train a recipe over several seeds; print mean and spread.
 
-    The same command again goes on.
+    The same command again continues.
     """
     from vision_wrapper import recipes
     from vision_wrapper.trainer import EpochLog
@@ -274,9 +271,9 @@ def compare(
     root: RootOption = "data",
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train two recipes over the same seeds, and say whether they differ.
+    """Train two recipes over the same seeds; say if they differ.
 
-    The same command again goes on.
+    The same command again continues.
     """
     from vision_wrapper import recipes
     from vision_wrapper.trainer import EpochLog
@@ -293,9 +290,9 @@ def compare(
 def report(
     run: RunArgument,
     format: Annotated[str, typer.Option(help="html, or markdown: a README beside its pictures.")] = "html",
-    compare: Annotated[Optional[Path], typer.Option(metavar="RUN", help="Another run, to compare with.")] = None,  # noqa: UP045
+    compare: Annotated[Optional[Path], typer.Option(metavar="RUN", help="Another run to compare with.")] = None,  # noqa: UP045
 ) -> None:
-    """Write a run's report anew, or one that compares two runs."""
+    """Write a run's report again, or compare two runs."""
     from vision_wrapper import report as run_report
 
     write = Table("format of a report", {"html": run_report.write, "markdown": run_report.write_markdown})[format]

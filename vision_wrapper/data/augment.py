@@ -209,6 +209,7 @@ AUGMENTATIONS: Table[Operations] = Table(
         "photo": (RandomResizedCrop(), Flip(), ColorJitter()),
     },
 )
+"""The augmentations that `make_loaders` takes by name: operations, in order."""
 
 
 def _is_probability(value: Any) -> bool:
@@ -275,7 +276,7 @@ def augmentation(name: str, **changes: Any) -> Operations:
 
     Raises:
         UnknownNameError: an unknown name or change.
-        SettingError: a change of an operation that this augmentation does not have, or a value that cannot be.
+        SettingError: a change of an operation that this augmentation does not have, or an invalid value.
 
     Example: `data.augmentation("crop_flip_cutout", hole_size=16, fill="mean")`.
     """

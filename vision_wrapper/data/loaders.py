@@ -27,7 +27,14 @@ _EVALUATED_PIXELS = 2**19  # in a batch without gradients at least: 512 images o
 
 
 class Loaders(NamedTuple):
-    """What `make_loaders` returns; `val` is None where there is no validation split."""
+    """What `make_loaders` returns.
+
+    Attributes:
+        train: shuffled and augmented.
+        val: the validation split, as it is; None where there is none.
+        test: the test split, as it is.
+        preprocess: how all of them make inputs of raw images; a classifier file keeps it.
+    """
 
     train: Loader
     val: Loader | None
@@ -73,7 +80,7 @@ def make_loaders(
 
     Raises:
         UnknownNameError: an unknown augmentation.
-        SettingError: a value that cannot be.
+        SettingError: an invalid value.
         DataError: an unreadable image, or an augmentation that does not return a uint8 image.
     """
     _check_arguments(data, val_fraction, size, preprocess)
@@ -104,7 +111,7 @@ def make_loaders(
 
 
 def _check_arguments(data: Any, val_fraction: Any, size: Any, preprocess: Any) -> None:
-    """Raise `SettingError` for a value that cannot be."""
+    """Raise `SettingError` for an invalid value."""
     if not isinstance(data, ImageData):
         raise SettingError(f"make_loaders takes what data.load or data.from_arrays returns, got {data!r}.")
     if not is_number(val_fraction) or not 0 <= val_fraction < 1:

@@ -126,7 +126,7 @@ class Preprocess:
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without what is kept on a device, which may not go to another process."""
+        # Without what is kept on a device, which may not go to another process.
         return Preprocess, (self.size, self.channels, self.mean, self.std)
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,14 @@ from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, Un
 class ImageData:
     """Raw images with labels: `train[i]` is `(image, label)`, uint8 (H, W, C) and an index into `classes`.
 
-    `val` is a validation split that the source itself has, or None. `mean` and `std` are known statistics of the
-    training pixels in [0, 1], or None where they have to be computed (`data.stats`).
+    Attributes:
+        name: of the data set or the folder.
+        train: the training images.
+        test: the test images.
+        classes: their names, by label.
+        val: a validation split that the source itself has, or None.
+        mean: of the training pixels in [0, 1], one a channel, where it is known; `data.stats` computes it.
+        std: their standard deviation, likewise.
     """
 
     name: str
@@ -49,9 +55,16 @@ class ImageData:
 
 @dataclass(frozen=True)
 class DataSource:
-    """An entry of `DATASETS`: how to load it, and the mean and standard deviation of its raw training pixels."""
+    """An entry of `DATASETS`.
 
-    load: Callable[[Path, int], ImageData]  # (root, channels)
+    Attributes:
+        load: from the root folder and the number of channels to the data.
+        mean: of the raw training pixels in [0, 1], one a channel.
+        std: their standard deviation, likewise.
+        description: one line.
+    """
+
+    load: Callable[[Path, int], ImageData]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     description: str
@@ -85,7 +98,7 @@ def load(
         DataNotFoundError: the folder does not exist, or a download failed.
         DataError: the folder is empty, has one class, a class without images or with too few to hold one out, or a
             class in test that train lacks.
-        SettingError: a value that cannot be.
+        SettingError: an invalid value.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise SettingError(f"load takes the name of a data set or the path of a folder, got {name!r}.")
@@ -305,3 +318,4 @@ DATASETS: Table[DataSource] = Table(
         ),
     },
 )
+"""The data sets that `load` takes by name."""

@@ -40,3 +40,4 @@ METHODS: Table[Method] = Table(
         "fullgrad": Method("FullGrad", None),
     },
 )
+"""The methods that `cam`, `trust` and `viz.plot_gradcam` take by name."""

@@ -43,6 +43,7 @@ MODELS: Table[Callable[..., nn.Module]] = Table(
         "whitened_convnet": WhitenedConvNet,
     },
 )
+"""The networks that `build_model` and recipes take by name."""
 
 
 def build_model(name: str, **arguments: Any) -> nn.Module:

@@ -46,7 +46,7 @@ class CustomResNet(nn.Module):
 
     Raises:
         UnknownNameError: an unknown norm or activation.
-        SettingError: any other value that cannot be.
+        SettingError: any other invalid value.
     """
 
     @records_architecture("custom_resnet")

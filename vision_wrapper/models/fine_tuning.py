@@ -82,7 +82,7 @@ def parameter_groups(
             depend on the size of a gradient, such as Adam, it is not.
 
     Raises:
-        SettingError: a rate, a decay or a scale that cannot be.
+        SettingError: an invalid rate, decay or scale.
 
     Returns:
         Up to four dicts with "name" ("head", "head_norms_biases", "body", "body_norms_biases"), "params", "lr" and

@@ -119,7 +119,7 @@ def resnet18(
 
     Raises:
         UnknownNameError: an unknown norm or name of weights.
-        SettingError: any other value that cannot be.
+        SettingError: any other invalid value.
         OtherModelError: weights of another network.
     """
     model = ResNet((2, 2, 2, 2), num_classes, in_channels, norm, stem, strides)

@@ -44,7 +44,7 @@ class WhitenedConvNet(nn.Module):
 
     Raises:
         UnknownNameError: an unknown norm or activation.
-        SettingError: any other value that cannot be.
+        SettingError: any other invalid value.
     """
 
     @records_architecture("whitened_convnet")

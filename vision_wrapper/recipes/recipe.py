@@ -23,10 +23,19 @@ INFORMATIVE = {"description", "published", "goal", "expected"}  # fields of a re
 
 @dataclass(frozen=True)
 class Expected:
-    """What a recipe reached, measured: the mean over `seeds` of the last epoch's accuracy on the test set.
+    """What a recipe reached, as it was measured.
 
-    Accuracies are in [0, 1]; `tta_accuracy` is with the recipe's test-time averaging. `spread` and `tta_spread` are
-    their standard deviations between seeds, None for a single one; `images_per_second` of training.
+    Attributes:
+        accuracy: on the test set after the last epoch, the mean over the seeds, in [0, 1].
+        tta_accuracy: the same with the recipe's test-time averaging; None where it has none.
+        spread: the standard deviation of `accuracy` between seeds; None for a single seed.
+        seeds: how many.
+        epochs: of each run.
+        images_per_second: of training.
+        data: the data set.
+        hardware: the machine.
+        version: of this library.
+        tta_spread: the standard deviation of `tta_accuracy` between seeds; None for a single seed.
     """
 
     accuracy: float

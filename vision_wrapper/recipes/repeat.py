@@ -155,7 +155,7 @@ def repeat(
         skip_unreadable: as of `run`.
         settings: fields of the recipe to change.
 
-    Raises what `run` raises, and `SettingError` for seeds that cannot be.
+    Raises what `run` raises, and `SettingError` for invalid seeds.
     """
     plan, chosen = _plan(recipe, settings), _checked_seeds(seeds)
     source_of(plan, data)

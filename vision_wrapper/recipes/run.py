@@ -46,9 +46,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 @dataclass(frozen=True)
 class Result:
-    """A run: `predictions` are of the test set after the last epoch, None where the run was interrupted.
+    """What `run` returns.
 
-    `tta_accuracy` is the one with the recipe's test-time averaging, None where it has none.
+    Attributes:
+        recipe: what was run.
+        history: a row an epoch.
+        predictions: of the test set after the last epoch; None where the run was interrupted.
+        run_dir: the run folder.
+        tta_accuracy: with the recipe's test-time averaging, in [0, 1]; None where it has none.
     """
 
     recipe: Recipe

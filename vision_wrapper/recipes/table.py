@@ -244,6 +244,7 @@ RECIPES: Table[Recipe] = Table(
         )
     },
 )
+"""The recipes that `run` and the command line take by name, each a `Recipe`."""
 
 
 def plan_of(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:

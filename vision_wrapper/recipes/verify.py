@@ -29,7 +29,12 @@ MOMENTS = ("at a random moment", "while a checkpoint was written", "right after 
 
 @dataclass(frozen=True)
 class ResumeProof:
-    """What `verify_resume` saw: where each kill hit, and what differed from the run that was never interrupted."""
+    """What `verify_resume` saw.
+
+    Attributes:
+        kills: the moment that each kill hit.
+        differences: what differed from the run that was never interrupted; empty where nothing did.
+    """
 
     kills: tuple[str, ...]
     differences: tuple[str, ...]

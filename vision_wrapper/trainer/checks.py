@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_settings(*, ema: Any, clip_norm: Any, accumulate: int, l1: Any, compile: Any) -> None:
-    """Raise `SettingError` for a value that cannot be."""
+    """Raise `SettingError` for an invalid value."""
     if not (isinstance(compile, bool) or compile == "graphs"):
         raise SettingError(f'compile is True, False or "graphs", got {compile!r}.')
     if compile == "graphs" and accumulate != 1:

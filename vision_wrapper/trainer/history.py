@@ -15,13 +15,16 @@ MONITORED = ("val_loss", "val_accuracy", "train_loss", "train_accuracy")
 
 
 class History:
-    """Rows with `epoch` (from 1), `lr`, losses, accuracies in [0, 1] and `seconds`.
+    """A row an epoch: `epoch` (from 1), `lr`, losses, accuracies in [0, 1] and `seconds`.
 
-    Losses are the trainer's `loss_fn`: with label smoothing in it, `val_loss` has it too. `lr` is that of the last step
-    and, of several groups, of the one with the largest. `len(history)` counts epochs;
-    `history[-1]` is a row (a dict), `history["val_accuracy"]` a column (a list). Validation columns hold None where
-    nothing was validated. `history.batches` has rows with `step`, `epoch`, `lr` and `loss` if `fit(batch_history=True)`
-    was asked for.
+    `len(history)` counts epochs; `history[-1]` is a row (a dict), `history["val_accuracy"]` a column (a list).
+    Validation columns hold None where nothing was validated. Losses are those of the trainer's `loss_fn`: with label
+    smoothing in it, `val_loss` has it too. `lr` is the rate of the epoch's last step; where the optimizer has several
+    groups, that of the group with the largest.
+
+    Attributes:
+        rows: the rows by epoch, as dicts.
+        batches: rows with `step`, `epoch`, `lr` and `loss`, where `fit(batch_history=True)` asked for them.
     """
 
     def __init__(self, rows: list[dict[str, Any]] | None = None, batches: list[dict[str, Any]] | None = None):

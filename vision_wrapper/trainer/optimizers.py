@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of the others, as in torch's SGD.
 
     Raises:
-        SettingError: a number that cannot be.
+        SettingError: an invalid number.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Lookahead(torch.optim.Optimizer):
         share: of the way that the slow weights go, in (0, 1].
 
     Raises:
-        SettingError: a number that cannot be.
+        SettingError: an invalid number.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int = 5, share: float = 0.5):
@@ -198,3 +198,4 @@ OPTIMIZERS: Table[Callable[..., torch.optim.Optimizer]] = Table(
     "optimizer",
     {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon, "sgd": torch.optim.SGD},
 )
+"""The optimizers that recipes take by name."""

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """What `Trainer.evaluate` returns: the mean loss, and correct / total where targets are classes.
+    """What `Trainer.evaluate` returns.
 
     With class weights, the loss is the weighted mean over all samples, each by the weight of its class, and not the
     mean of the batches' means. Targets that the loss ignores count for nothing, neither in the loss nor in the
     accuracy. (The history's figures of the training are means of the batches', by their number of samples.)
+
+    Attributes:
+        loss: the mean over the samples.
+        accuracy: correct / total, in [0, 1]; None where targets are no classes.
+        correct: how many samples are right; None likewise.
+        total: how many samples there are.
     """
 
     loss: float

@@ -21,6 +21,19 @@ from vision_wrapper._numbers import is_number, is_whole, pythons_own, whole_numb
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
 
+__all__ = [
+    "SCHEDULES",
+    "Schedule",
+    "constant",
+    "cosine",
+    "from_function",
+    "linear",
+    "multi_step",
+    "one_cycle",
+    "plateau",
+    "warm_up",
+]
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -218,7 +231,7 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
         final_lr: where that group ends.
 
     Raises:
-        SettingError: a rate that cannot be, or, when training begins, a `final_lr` above the first rate.
+        SettingError: an invalid rate, or, when training begins, a `final_lr` above the first rate.
     """
     max_lr, final_lr = _positive_or_none("max_lr", max_lr), _at_least_0("final_lr", final_lr)
 
@@ -289,7 +302,7 @@ def plateau(
         min_lr: below which the rate does not fall, of the group with the largest.
 
     Raises:
-        SettingError: a value that cannot be, or, when training begins, a `val_` column without a validation loader.
+        SettingError: an invalid value, or, when training begins, a `val_` column without a validation loader.
     """
     if not (_is_positive(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
@@ -318,7 +331,7 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
         final_lr: where that group ends; None stays at `max_lr`.
 
     Raises:
-        SettingError: a value that cannot be, or, when training begins, a rise longer than the run.
+        SettingError: an invalid value, or, when training begins, a rise longer than the run.
     """
     warm_up_epochs = _positive("warm_up_epochs", warm_up_epochs)
     max_lr, final_lr = _positive_or_none("max_lr", max_lr), _positive_or_none("final_lr", final_lr)
@@ -377,6 +390,7 @@ SCHEDULES: Table[Callable[..., Schedule]] = Table(
         "warm_up": warm_up,
     },
 )
+"""The schedules that recipes take by name."""
 
 # The schedules' arguments that count epochs, and what each becomes in a run that is `share` times as long.
 COUNTED_IN_EPOCHS: dict[str, Callable[[Any, float], Any]] = {

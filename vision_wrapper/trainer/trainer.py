@@ -75,25 +75,31 @@ class Trainer:
     Args:
         model: any module from a batch of inputs to logits (N, classes). It is moved to the device; networks of this
             library are also put into channels_last memory format.
-        optimizer: of the model's parameters (all, or some).
+        optimizer: of the model's parameters, all or some.
         loss_fn: (logits float32, targets) to the batch's mean loss; None is cross-entropy.
         callbacks: None is a `ProgressBar`; a sequence replaces it.
         device: None is CUDA, else MPS, else the CPU.
-        precision: "auto", "fp32", "bf16" or "fp16"; see `trainer.precision.choose_precision`.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the device computes it itself, fp16 on older CUDA GPUs,
+            else fp32.
         compile: compile the forward pass with `torch.compile`; "graphs" has CUDA replay it as graphs, for networks so
             small that launching their kernels takes longer than running them.
         ema: decay of an exponential moving average of the weights, such as 0.999; validation uses the average, and the
             model holds it after `fit`.
-        clip_norm: largest norm of the gradient.
-        accumulate: batches whose gradients make one step.
+        clip_norm: the gradient is scaled down to this norm where it is larger.
+        accumulate: how many batches' gradients make one step.
         l1: coefficient of the sum of absolute weights (without norms and biases), added to the training loss.
-        channels_last: None is for this library's networks; True and False decide.
-        deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume. For that the
-            environment variable `CUBLAS_WORKSPACE_CONFIG` is set, unless it is; torch reads it once, at the process's
-            first multiplication of matrices on CUDA.
+        channels_last: whether to use channels_last memory format; None means for this library's networks alone.
+        deterministic: use deterministic algorithms during `fit`, which CUDA needs for an exact resume. On CUDA this
+            sets the environment variable `CUBLAS_WORKSPACE_CONFIG`, unless it is set already; torch reads it once, at
+            the process's first matrix multiplication there.
+
+    Attributes:
+        epochs_trained: the epochs of all fits so far, or of the checkpoint that was loaded.
+        interrupted: whether Ctrl-C ended the last `fit`.
+        processes: the processes that train together: `.count`, `.rank` of this one, and `.is_main`.
 
     Raises:
-        SettingError: a value that cannot be, or an optimizer that does not belong to the model.
+        SettingError: an invalid value, or an optimizer that does not belong to the model.
     """
 
     def __init__(
@@ -230,8 +236,8 @@ class Trainer:
 
         Ctrl-C ends the run after the batch under way, writes the checkpoint, and returns the history so far.
 
-        The first fit on a CPU has glibc keep freed memory, as `_allocator` says; the environment variable
-        `VISION_WRAPPER_ALLOCATOR=system` leaves it as it is.
+        The first fit on a CPU tells glibc to keep freed memory for the next step; the environment variable
+        `VISION_WRAPPER_ALLOCATOR=system` prevents that.
 
         Args:
             train_loader: of `data.make_loaders`, or any iterable of (inputs, targets), iterated once an epoch.
@@ -248,7 +254,7 @@ class Trainer:
             batch_history: keep the loss and the rate of each batch in `history.batches`.
 
         Raises:
-            SettingError: a value that cannot be, before the first batch.
+            SettingError: an invalid value, before the first batch.
             DataError: a first batch that the model cannot take.
             NonFiniteLossError: the loss became NaN or infinite.
             OtherRunError: the checkpoint is of a run with other settings.
@@ -498,7 +504,7 @@ class Trainer:
         Raises:
             UnknownNameError: an unknown `tta`.
             DataError, DeviceMemoryError: as in `evaluate`.
-            SettingError: a `tta` that cannot be, or a torch DataLoader that shuffles, so that indices would be unknown.
+            SettingError: an invalid `tta`, or a torch DataLoader that shuffles, so that indices would be unknown.
         """
         return passes.predict(self, loader, tta)
 
@@ -540,7 +546,7 @@ class Trainer:
             The rates, the smoothed losses, and a suggestion, which is None with a reason where the curve is useless.
 
         Raises:
-            SettingError: rates or a number of steps that cannot be.
+            SettingError: invalid rates or an invalid number of steps.
             DataError: no batch, or one that the model or the loss cannot take.
         """
         return run_lr_finder(self, train_loader, val_loader, start_lr, end_lr, num_iter)
@@ -552,7 +558,13 @@ class Trainer:
     def load(self, path: PathLike) -> None:
         """Put back what `save` or a `fit(checkpoint=…)` wrote; of a fit with `ema` the averaged weights.
 
-        Raises what `_files.read_tensors` raises, or `OtherModelError`, and then changes nothing.
+        An error leaves everything as it was.
+
+        Raises:
+            DataNotFoundError: there is no such file.
+            DamagedFileError: it is truncated, altered, or no checkpoint.
+            NewerFormatError: it was written by a newer version of this library.
+            OtherModelError: it is of another network.
         """
         checkpoints.load(self, path)
 

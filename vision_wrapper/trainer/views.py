@@ -16,7 +16,12 @@ from vision_wrapper.trainer.checks import check_logits
 
 
 class View(NamedTuple):
-    """What the network is shown in place of a batch (N, C, H, W), of the same shape, and what it counts for."""
+    """One view of a batch for test-time averaging.
+
+    Attributes:
+        show: from a batch (N, C, H, W) to what the network is shown in its place, of the same shape.
+        weight: what its logits count for in the average.
+    """
 
     show: Callable[[Tensor], Tensor]
     weight: float = 1.0
@@ -63,6 +68,7 @@ VIEWS: Table[tuple[View, ...]] = Table(
         ),
     },
 )
+"""The views that `Trainer.predict(tta=…)` and recipes take by name."""
 
 
 def views_of(tta: Views) -> tuple[View, ...]:

@@ -53,3 +53,4 @@ PLOTS: Table[Callable[..., Figure]] = Table(
         "schedule": plot_schedule,
     },
 )
+"""Every plot, by its name without `plot_`."""
