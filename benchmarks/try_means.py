@@ -3,7 +3,8 @@
 A narrow network is trained on a part of CIFAR-10's training images and judged on another; the test set is not looked
 at. Each trial differs from "as it is" in what its name says: in the studies "short" (6 epochs of 10,000 images) and
 "whole" (the recipe's own 10 epochs of 45,000) from the settings that `custom-resnet-fast` had first, in "whitened" from
-those of `speedrun`. Records go to docs/evidence/trials.json and into the tables of docs/recipes.md; stopped anywhere,
+those of `speedrun`, in "adam-peak" and "sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle` and
+`custom-resnet-sgd`, with peaks of their own in place of the learning rate finder's. Records go to docs/evidence/trials.json and into the tables of docs/recipes.md; stopped anywhere,
 the same command goes on. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
 """
 
@@ -101,6 +102,33 @@ WHITENED = Recipe(
     drop_last=True,
     tta="flip_shift",
 )
+# What custom-resnet-onecycle and custom-resnet-sgd are, in 8 epochs and with a peak in place of the finder's.
+ADAM_PEAK = Recipe(
+    "trial",
+    "A narrow custom ResNet with Adam and the assignment's cycle.",
+    model_args={"widths": NARROW},
+    optimizer="adam",
+    lr=0.01,
+    optimizer_args={"weight_decay": 1e-4},
+    schedule="one_cycle",
+    schedule_args={"max_lr": 0.01, "min_lr": 0.001, "peak_epoch": 5 * (8 / 24), "annihilate": False},
+    epochs=8,
+    augment="crop_flip_cutout",
+    tta="flip",
+)
+SGD_PEAK = Recipe(
+    "trial",
+    "A narrow custom ResNet with SGD and one cosine cycle.",
+    model_args={"widths": NARROW, "bias": True},
+    optimizer="sgd",
+    lr=0.01,
+    optimizer_args={"momentum": 0.9},
+    schedule="one_cycle",
+    schedule_args={"max_lr": 0.1, "peak_epoch": 5 * (8 / 24), "anneal": "cos"},
+    epochs=8,
+    augment="crop_flip_holes",
+    tta="flip",
+)
 _MUON = {"optimizer": "muon", "optimizer_args": {}}
 # Muon's rate falls from the first step, as in airbench; norms and biases have it too, the head keeps SGD's.
 _MUON_LINEAR = {**_MUON, "schedule": "linear", "schedule_args": {}}
@@ -182,6 +210,32 @@ STUDIES = {
             "black padding": {"augment_args": {"pad": 2, "pad_mode": "constant"}},
             "without label smoothing": {"label_smoothing": 0.0},
             "norms and biases at the filters' rate": {"groups": {"body_lr": 0.24, "weight_decay": 2.4e-3}},
+        },
+    ),
+    "adam-peak": Study(
+        45_000,
+        5_000,
+        1,
+        ADAM_PEAK,
+        {
+            BASE: {},
+            **{
+                f"peak {rate:g}": {"schedule_args": {**ADAM_PEAK.schedule_args, "max_lr": rate, "min_lr": rate / 10}}
+                for rate in (6e-5, 3e-4, 2e-3, 3e-2, 1e-1)
+            },
+        },
+    ),
+    "sgd-peak": Study(
+        45_000,
+        5_000,
+        1,
+        SGD_PEAK,
+        {
+            BASE: {},
+            **{
+                f"peak {rate:g}": {"schedule_args": {**SGD_PEAK.schedule_args, "max_lr": rate}}
+                for rate in (4e-3, 2e-2, 4e-1)
+            },
         },
     ),
 }

@@ -82,7 +82,7 @@ print(models.summary(model, input_size=(3, 32, 32)))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-4)
 trainer = Trainer(model, optimizer)
 curve = trainer.find_lr(loaders.train, num_iter=50 if QUICK else 200)
-print(f"LRMAX: {curve.suggestion} ({curve.reason})")
+print(f"LRMAX: {curve.max_lr}. {curve.reason}")
 viz.plot_lr_curve(curve)
 
 # %% [markdown]
@@ -92,8 +92,8 @@ viz.plot_lr_curve(curve)
 # %%
 found = RUN / "lr_max.txt"  # a resumed run needs the rate it began with; on a GPU the finder may suggest another
 if not found.exists():
-    assert curve.suggestion is not None, curve.reason
-    found.write_text(f"{curve.suggestion}")
+    assert curve.max_lr is not None, curve.reason
+    found.write_text(f"{curve.max_lr}")
 LRMAX = float(found.read_text())
 schedule = schedules.one_cycle(max_lr=LRMAX, min_lr=LRMAX / 10, peak_epoch=PEAK_EPOCH, annihilate=False)
 viz.plot_schedule(schedule, epochs=EPOCHS, steps_per_epoch=len(loaders.train))

@@ -18,13 +18,13 @@ trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.01))
 # The rate rises from batch to batch until the loss explodes. Weights, optimizer and random states are put back.
 curve = trainer.find_lr(loaders.train, num_iter=60)
 viz.plot_lr_curve(curve).savefig("runs/find_learning_rate.png")
-if curve.suggestion is None:  # the curve shows nothing, and no number is made up
+if curve.max_lr is None:  # the curve shows nothing, and no number is made up
     raise SystemExit(f"No suggestion: {curve.reason}")
-print(f"Suggested learning rate: {curve.suggestion:.2e}")
+print(f"To be kept throughout: {curve.suggestion:.2e}; for the peak of a cycle: {curve.max_lr:.2e}")
 
 # Linear, stepped by batch, and without annihilation: it ends at the rate it began with.
 epochs = 3
-schedule = schedules.one_cycle(max_lr=curve.suggestion, min_lr=curve.suggestion / 10, peak_epoch=1)
+schedule = schedules.one_cycle(max_lr=curve.max_lr, min_lr=curve.max_lr / 10, peak_epoch=1)
 figure = viz.plot_schedule(schedule, epochs=epochs, steps_per_epoch=len(loaders.train))
 figure.savefig("runs/schedule.png")
 history = trainer.fit(loaders.train, loaders.test, epochs=epochs, schedule=schedule)

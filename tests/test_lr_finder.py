@@ -82,7 +82,7 @@ def test_groups_keep_their_proportion(task):
 def test_useless_curves_say_so():
     rates = np.geomspace(1e-5, 1, 50).tolist()
     flat = suggest(rates, [2.3] * 50)
-    assert flat.suggestion is None and "hardly falls" in flat.reason
+    assert flat.suggestion is None and flat.max_lr is None and "hardly falls" in flat.reason
     assert suggest(rates[:5], [5, 4, 3, 2, 1]).suggestion is None
     step = [2.0 if rate < 1e-3 else 0.5 for rate in rates]
     assert suggest(rates, step).suggestion == pytest.approx(1e-3, rel=0.5)
@@ -104,6 +104,8 @@ def test_a_burst_of_the_loss_is_not_taken_for_the_steepest_fall():
     burst = 4.5 * np.exp(-(np.log(lrs / 0.1) ** 2) / 0.5) + np.clip(np.log(lrs / 0.03), 0, 1)
     curve = suggest(lrs.tolist(), (slow + burst).tolist())
     assert curve.suggestion == pytest.approx(1e-3, rel=0.2)
+    lowest = lrs[(slow + burst)[:60].argmin()]
+    assert curve.max_lr == pytest.approx(lowest / 5) and 0.01 < lowest < 0.05
 
 
 def test_a_loss_with_a_state_is_left_as_it_was(task):

@@ -198,7 +198,7 @@ def states(*arguments):
 def test_the_assignments_promises_are_checked():
     cycle = {"peak_epoch": 2, "annihilate": False}
     recipe = plan(epochs=4, schedule="one_cycle", schedule_args=cycle, find_lr=True, augment="crop_flip_cutout")
-    curve = {"suggestion": 0.1}
+    curve = {"max_lr": 0.1}
     predictions = vw.Predictions(np.eye(3), [0, 1, 2])
     good = states(recipe, rows(0.055, 0.1, 0.055, 0.0101), predictions, curve)
     assert set(good.values()) == {"kept"} and len(good) == 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -219,6 +219,8 @@ def test_learning_rate_by_batch_where_there_are_batches():
 def test_lr_curve_marks_the_suggestion_or_gives_the_reason():
     good = viz.plot_lr_curve(make_curve())
     assert good.axes[0].get_xscale() == "log" and "suggestion 0.01" in texts(good)
+    cycle = viz.plot_lr_curve(replace(make_curve(), max_lr=0.02))
+    assert "suggestion 0.01" in texts(cycle) and "peak of a cycle 0.02" in texts(cycle)
     bad = viz.plot_lr_curve(make_curve(None, "the loss never fell"))
     assert "No suggestion: the loss never fell" in texts(bad)
     never = viz.plot_lr_curve(LRCurve([0.1], [float("nan")], None, "NaN at once"))

@@ -20,11 +20,6 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, whole or not; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def whole_number(name: str, value: Any, least: int) -> int:
     """The value as an int. Raises `SettingError` unless it is a whole number of at least `least`."""
     if not is_whole(value) or value < least:

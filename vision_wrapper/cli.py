@@ -199,7 +199,10 @@ def find_lr(
     _check_recipe(recipe)
     settings = _settings(data, None, seed, set_)
     curve = recipes.find_lr(recipe, settings.pop("data", None), root, skip_unreadable=skip_unreadable, **settings)
-    _say(f"suggestion: {curve.suggestion:.3g}" if curve.suggestion else "no suggestion")
+    if curve.suggestion is None or curve.max_lr is None:
+        _say("no suggestion")
+    else:
+        _say(f"suggestion: {curve.suggestion:.3g}; for the peak of a cycle: {curve.max_lr:.3g}")
     _say(curve.reason)
     join().on_main(lambda: write_bytes(out, viz.plot_lr_curve(curve).to_png()))
     _say(f"curve: {out}")

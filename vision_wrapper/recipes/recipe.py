@@ -208,7 +208,7 @@ class Recipe:
         return optimizer if self.lookahead is None else Lookahead(optimizer, **self.lookahead)
 
     def build_schedule(self, max_lr: float | None = None) -> Schedule | None:
-        """The recipe's schedule; `max_lr` is what the LR finder suggested, where the recipe asks it."""
+        """The recipe's schedule; `max_lr` is the LR finder's, where the recipe asks it."""
         if self.schedule is None:
             return None
         arguments = dict(self.schedule_args)

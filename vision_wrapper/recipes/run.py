@@ -211,7 +211,7 @@ def _train(
     best = BestClassifier(folder / "best.safetensors", loaders)
     trainer.callbacks[:0] = [CSVLog(folder / "history.csv"), *([best] if loaders.val is not None else [])]
     curve = _lr_curve(plan, trainer, loaders, folder)
-    schedule = plan.build_schedule(None if curve is None else curve.suggestion)
+    schedule = plan.build_schedule(None if curve is None else curve.max_lr)
     history = trainer.fit(
         loaders.train,
         loaders.val or loaders.test,
@@ -255,7 +255,7 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
         except TypeError as error:
             raise DamagedFileError(f"{path} does not hold a curve of the LR finder: {error}.") from error
     curve = trainer.find_lr(loaders.train)
-    if curve.suggestion is None:
+    if curve.max_lr is None:
         raise SettingError(
             f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr."
         )

@@ -56,15 +56,13 @@ def _epochs(recipe: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Prom
 def _found_rate(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[str, Any] | None) -> Iterator[Promise]:
     if not recipe.get("find_lr"):
         return
-    if curve is None or not curve.get("suggestion"):
+    if curve is None or not curve.get("max_lr"):
         yield Promise("unknown", "the highest rate comes from the LR finder", "its curve is not there")
         return
     highest = max(row["lr"] for row in rows)
-    said = f"the finder suggested {curve['suggestion']:.3g}; the highest at an epoch's end was {highest:.3g}"
+    said = f"the finder found {curve['max_lr']:.3g}; the highest at an epoch's end was {highest:.3g}"
     # The peak may lie inside an epoch, of which the history keeps the last rate.
-    yield Promise(
-        _state(highest <= curve["suggestion"] * (1 + NEAR)), "the highest rate comes from the LR finder", said
-    )
+    yield Promise(_state(highest <= curve["max_lr"] * (1 + NEAR)), "the highest rate comes from the LR finder", said)
 
 
 def _one_cycle(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[str, Any] | None) -> Iterator[Promise]:
@@ -80,8 +78,8 @@ def _one_cycle(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[s
             _state(kept), f"the rate peaks at epoch {peak:g}", f"the highest rate was at the end of {reached}"
         )
     if arguments.get("annihilate") is False and arguments.get("final_lr") is None:
-        suggestion = (curve or {}).get("suggestion")
-        low = arguments.get("min_lr") or (suggestion / 10 if suggestion else None)
+        found = (curve or {}).get("max_lr")
+        low = arguments.get("min_lr") or (found / 10 if found else None)
         last = rows[-1]["lr"]
         promise = "no annihilation: the cycle ends at the rate it began with"
         if low is None:

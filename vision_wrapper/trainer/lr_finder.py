@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SKIP_START, SKIP_END = 0.10, 0.05  # parts of the curve left out: settling in, and diverging
 LEAST_POINTS = 10
 LEAST_FALL = 0.05  # of the first loss; a smaller fall is noise
+PEAK_SHARE = 0.2  # of the rate with the lowest loss, which is on the verge of diverging; measured: docs/recipes.md
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,21 @@ class LRCurve:
     Attributes:
         lrs: rising learning rates.
         losses: as many losses, exponentially smoothed as torch-lr-finder does.
-        suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point; None if
-            the curve is useless.
+        suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point, for a
+            rate that stays as it is. None if the curve is useless.
         reason: why there is a suggestion or none.
+        max_lr: the peak of a cycle, a fifth of the rate where the loss is lowest. None if the curve is useless.
     """
 
     lrs: list[float] = field(repr=False)
     losses: list[float] = field(repr=False)
     suggestion: float | None
     reason: str
+    max_lr: float | None = None
 
 
 def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve:
-    """Judge a curve: the steepest point on a logarithmic scale, or why there is none."""
+    """Judge a curve: the steepest point on a logarithmic scale and the lowest one, or why it is useless."""
 
     def useless(why: str) -> LRCurve:
         return LRCurve(lrs, losses, None, f"{why}{stopped}")
@@ -63,10 +66,13 @@ def suggest(lrs: list[float], losses: list[float], stopped: str = "") -> LRCurve
     fall = (values[0] - values.min()) / max(abs(values[0]), 1e-12)
     if fall < LEAST_FALL:
         return useless(f"The loss hardly falls ({fall:.1%}): try more steps or other rates, and look at the data.")
+    lowest = int(values.argmin())
     # Up to the lowest point: Adam's loss may burst beyond it and then fall from there, steeper than it ever fell.
-    values = values[: max(int(values.argmin()) + 1, 2)]
+    values = values[: lowest + 1]
     steepest = int(np.gradient(values, np.log(lrs[first : first + len(values)])).argmin())
-    return LRCurve(lrs, losses, float(lrs[first + steepest]), f"The loss falls most steeply here.{stopped}")
+    steepest_lr, lowest_lr = float(lrs[first + steepest]), float(lrs[first + lowest])
+    reason = f"The loss falls most steeply at {steepest_lr:.3g} and is lowest at {lowest_lr:.3g}.{stopped}"
+    return LRCurve(lrs, losses, steepest_lr, reason, PEAK_SHARE * lowest_lr)
 
 
 def run_lr_finder(

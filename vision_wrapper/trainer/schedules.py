@@ -177,8 +177,8 @@ def one_cycle(
     low: float = max_lr / 25 if min_lr is None and _is_positive(max_lr) else pythons_own(min_lr)
     if not (_is_positive(max_lr) and _is_positive(low) and low <= max_lr):
         raise SettingError(
-            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. If max_lr is a "
-            "suggestion of find_lr that is None, see the curve's .reason."
+            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. Where find_lr "
+            "found none, its curve's .reason says why."
         )
     if peak_epoch is not None and not is_number(peak_epoch):
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")

@@ -543,7 +543,8 @@ class Trainer:
             num_iter: steps of the optimizer, at least 2.
 
         Returns:
-            The rates, the smoothed losses, and a suggestion, which is None with a reason where the curve is useless.
+            The rates, the smoothed losses, a suggestion, and a cycle's `max_lr`; both are None where the curve is
+            useless, and `reason` says why.
 
         Raises:
             SettingError: invalid rates or an invalid number of steps.

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vision_wrapper.viz._figure import TRAIN, WRONG, Figure, figure_with_axes, nothing, plain_numbers, remark, styled
+from vision_wrapper.viz._figure import (
+    TRAIN,
+    VALIDATION,
+    WRONG,
+    Figure,
+    figure_with_axes,
+    nothing,
+    plain_numbers,
+    remark,
+    styled,
+)
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer import LRCurve
@@ -14,7 +24,7 @@ if TYPE_CHECKING:
 
 @styled
 def plot_lr_curve(curve: LRCurve) -> Figure:
-    """Loss by learning rate (log axis) with the suggestion marked, or the reason why there is none."""
+    """Loss by learning rate (log axis), with the suggestion and a cycle's peak marked, or why there are none."""
     rates, losses = np.asarray(curve.lrs, dtype=float), np.asarray(curve.losses, dtype=float)
     shown = np.isfinite(losses) & (rates > 0)
     if not shown.any():
@@ -30,9 +40,11 @@ def plot_lr_curve(curve: LRCurve) -> Figure:
     if curve.suggestion is None:
         remark(fig, f"No suggestion: {curve.reason}", WRONG)
         return fig
-    ax.axvline(curve.suggestion, color=WRONG, linestyle="--", linewidth=1.2)
-    at = np.interp(np.log(curve.suggestion), np.log(rates), losses)
-    ax.plot([curve.suggestion], [at], "o", color=WRONG, label=f"suggestion {curve.suggestion:.3g}")
+    for name, rate, color in (("suggestion", curve.suggestion, WRONG), ("peak of a cycle", curve.max_lr, VALIDATION)):
+        if rate is not None:
+            ax.axvline(rate, color=color, linestyle="--", linewidth=1.2)
+            at = np.interp(np.log(rate), np.log(rates), losses)
+            ax.plot([rate], [at], "o", color=color, label=f"{name} {rate:.3g}")
     ax.legend(loc="lower left")
     if curve.reason:
         remark(fig, curve.reason)
