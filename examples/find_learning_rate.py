@@ -16,7 +16,7 @@ model = models.CustomResNet(num_classes=10, widths=(8, 16, 32, 64))
 trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=0.01))
 
 # The rate rises from batch to batch until the loss explodes. Weights, optimizer and random states are put back.
-curve = trainer.find_lr(loaders.train, num_iter=60)
+curve = trainer.find_lr(loaders.train)
 viz.plot_lr_curve(curve).savefig("runs/find_learning_rate.png")
 if curve.max_lr is None:  # the curve shows nothing, and no number is made up
     raise SystemExit(f"No suggestion: {curve.reason}")
