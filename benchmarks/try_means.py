@@ -5,7 +5,7 @@ at. Each trial differs from "as it is" in what its name says: in the studies "sh
 "whole" (the recipe's own 10 epochs of 45,000) from the settings that `custom-resnet-fast` had first, in "whitened"
 from those of `speedrun`, in "adam-peak" and "sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle`
 and `custom-resnet-sgd`, with peaks of their own in place of the learning rate finder's. Records go to
-docs/evidence/trials.json and into the tables of docs/recipes.md; stopped anywhere, the same command goes on. FOLDER
+docs/evidence/trials.json and into the tables of docs/trials.md; stopped anywhere, the same command goes on. FOLDER
 holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import winograd
 from measure import filled, refuse_unknown
-from measure_recipes import PAGE, RECORDS, digest, digest_of, note_start, record_of
+from measure_recipes import DOCS, RECORDS, digest, digest_of, note_start, record_of
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
@@ -32,6 +32,7 @@ from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
 
 TRIALS = RECORDS / "trials.json"
+PAGE = DOCS / "trials.md"
 BASE = "as it is"  # the trial that the others are compared with
 NARROW = (16, 32, 64, 128)  # a sixteenth of the network's work
 

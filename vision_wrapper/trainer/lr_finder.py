@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SKIP_START, SKIP_END = 0.10, 0.05  # parts of the curve left out: settling in, and diverging
 LEAST_POINTS = 10
 LEAST_FALL = 0.05  # of the first loss; a smaller fall is noise
-PEAK_SHARE = 0.2  # of the rate with the lowest loss, which is on the verge of diverging; measured: docs/recipes.md
+PEAK_SHARE = 0.2  # of the rate with the lowest loss, which is on the verge of diverging; measured: docs/trials.md
 
 
 @dataclass(frozen=True)
