@@ -162,14 +162,12 @@ def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
     raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
 
 
-def check_logits(outputs: Any) -> Tensor:
-    """What the model returned, which has to be a tensor. Raises `SettingError` for anything else."""
-    if not isinstance(outputs, Tensor):
-        raise SettingError(
-            f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module "
-            "that returns these alone, in train mode as in eval mode."
-        )
-    return outputs
+def no_logits(outputs: Any) -> SettingError:
+    """For a model that returned anything but a tensor."""
+    return SettingError(
+        f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module that "
+        "returns these alone, in train mode as in eval mode."
+    )
 
 
 def position(run: Fit) -> str:

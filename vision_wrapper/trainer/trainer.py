@@ -33,11 +33,11 @@ from vision_wrapper.trainer.callbacks import Callback, ProgressBar
 from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
-    check_logits,
     check_optimizer,
     check_same_groups,
     check_settings,
     no_batch,
+    no_logits,
     position,
 )
 from vision_wrapper.trainer.distributed import Synchronised
@@ -178,7 +178,10 @@ class Trainer:
                 learns.
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
-            logits = check_logits(self._forward(inputs)).float()  # losses are computed in float32
+            outputs = self._forward(inputs)
+            if not isinstance(outputs, Tensor):
+                raise no_logits(outputs)
+            logits = outputs.float()  # losses are computed in float32
             try:
                 loss = self.loss_fn(logits, targets)
             except LOSS_ERRORS as error:

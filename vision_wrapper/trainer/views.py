@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vision_wrapper._lookup import Table
 from vision_wrapper._numbers import is_number
 from vision_wrapper.errors import SettingError
-from vision_wrapper.trainer.checks import check_logits
+from vision_wrapper.trainer.checks import no_logits
 
 
 class View(NamedTuple):
@@ -102,5 +102,10 @@ def _shown(view: View, images: Tensor) -> Tensor:
 def averaged_logits(forward: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View]) -> Tensor:
     """The weighted mean of the float32 logits (N, C) of all views."""
     total = sum(view.weight for view in views)
-    logits = [check_logits(forward(_shown(view, images))).float() * (view.weight / total) for view in views]
+    logits = []
+    for view in views:
+        outputs = forward(_shown(view, images))
+        if not isinstance(outputs, Tensor):
+            raise no_logits(outputs)
+        logits.append(outputs.float() * (view.weight / total))
     return logits[0] if len(logits) == 1 else sum(logits[1:], logits[0])
