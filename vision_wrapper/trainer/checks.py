@@ -165,8 +165,8 @@ def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
 def no_logits(outputs: Any) -> SettingError:
     """For a model that returned anything but a tensor."""
     return SettingError(
-        f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module that "
-        "returns these alone, in train mode as in eval mode."
+        f"The model must return a tensor of logits (N, classes), got {type(outputs).__name__}. Wrap it in a module "
+        "that returns these alone, in train mode as in eval mode."
     )
 
 
