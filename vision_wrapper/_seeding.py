@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 
+from vision_wrapper._numbers import is_whole
 from vision_wrapper.errors import SettingError
 
 _MAX_SEED = 2**32 - 1  # numpy's global generator takes no more
@@ -38,7 +39,7 @@ def checked_seed(seed: int | None) -> int:
     """The given seed, or the default one where it is None. Raises `SettingError` for anything else."""
     if seed is None:
         return _default_seed
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= _MAX_SEED:
+    if not is_whole(seed) or not 0 <= seed <= _MAX_SEED:
         raise SettingError(f"seed must be a whole number from 0 to {_MAX_SEED}, got {seed!r}.")
     return int(seed)
 

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
 from vision_wrapper._lookup import Table, check_names
-from vision_wrapper._numbers import is_number, is_whole
+from vision_wrapper._numbers import is_number, is_whole, pythons_own
 from vision_wrapper.errors import MissingPackageError, SettingError
 
 if TYPE_CHECKING:
@@ -288,7 +286,7 @@ def augmentation(name: str, **changes: Any) -> Operations:
             raise SettingError(f"{key} must be {change.expected}, got {value!r}.")
         if not any(isinstance(operation, change.operation) for operation in operations):
             raise SettingError(f"{name!r} has no operation that {key}= could change; it is {operations}.")
-        value = value.item() if isinstance(value, np.generic) else value  # numpy's numbers are written in another way
+        value = pythons_own(value)
         operations = tuple(
             replace(operation, **{change.name: value}) if isinstance(operation, change.operation) else operation
             for operation in operations
@@ -301,7 +299,7 @@ def fill_value(fill: Fill, mean: Sequence[float]) -> int | tuple[int, ...]:
     if fill == "mean":
         fill = tuple(round(255 * value) for value in mean)
     values: list[Any] = list(fill) if isinstance(fill, (tuple, list)) else [fill]
-    if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 <= v <= 255 for v in values):
+    if not all(is_whole(v) and 0 <= v <= 255 for v in values):
         raise SettingError(
             f'fill is in the raw image\'s own scale, whole numbers in 0..255, or "mean"; got {fill!r}. Filling happens '
             "before normalisation."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_wrapper._lookup import Table
-from vision_wrapper._numbers import is_whole, whole_number
+from vision_wrapper._numbers import is_whole, pythons_own, whole_number
 from vision_wrapper.errors import SettingError
 
 NormLayer = Callable[[int], nn.Module]
@@ -161,4 +161,4 @@ def _plain(value: Any) -> Any:
     """An argument as JSON holds it: a list for a tuple or an array, python's number for one of numpy's."""
     if isinstance(value, (tuple, list, np.ndarray)):
         return [_plain(part) for part in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return pythons_own(value)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vision_wrapper._lookup import check_names
+from vision_wrapper._numbers import is_number
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper._state import preserve_random_states
 from vision_wrapper.classifier import MAX_INPUT
@@ -75,7 +76,7 @@ def _check_goal(goal: Any) -> None:
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
 def _check_numbers(recipe: Recipe) -> None:

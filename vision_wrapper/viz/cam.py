@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from vision_wrapper._lookup import unknown_name
+from vision_wrapper._numbers import is_whole
 from vision_wrapper.errors import SettingError
 from vision_wrapper.viz._figure import MUTED, TEXT, Figure, Line, Tiles, aspect_of, label, name_of, nothing, styled
 from vision_wrapper.viz.mistakes import names
@@ -125,7 +126,7 @@ def _targets(mistakes: Mistakes, target: str | int) -> dict[str, list[int]]:
         if target not in classes:
             raise unknown_name("target", target, ["predicted", "true", "both", *classes])
         target = list(classes).index(target)
-    if isinstance(target, bool) or not isinstance(target, (int, np.integer)) or not 0 <= target < len(classes):
+    if not is_whole(target) or not 0 <= target < len(classes):
         raise SettingError(
             f'target must be "predicted", "true", "both" or a class in 0..{len(classes) - 1}, got {target!r}.'
         )
