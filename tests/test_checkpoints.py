@@ -345,6 +345,17 @@ def test_other_groups_of_the_optimizer_are_another_run(images, tmp_path, changes
             fit(**changes)
 
 
+def test_a_run_goes_on_with_its_validation_or_says_so(images, tmp_path):
+    trainer, loaders = make(images)
+    trainer.fit(loaders.train, loaders.test, epochs=1, checkpoint=tmp_path / "c")
+    trainer, loaders = make(images)
+    with pytest.raises(OtherRunError, match="validation: True there, False here"):
+        trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")
+    trainer, loaders = make(images)
+    history = trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "c", extend=True)
+    assert history[0]["val_loss"] is not None and history[1]["val_loss"] is None
+
+
 def test_of_an_optimizers_settings_only_the_other_ones_are_named(images, tmp_path):
     trainer, loaders = make(images)
     trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")

@@ -329,6 +329,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     return {
         "epochs": run.epochs,
         "loader": _describe_loader(run),
+        "validation": run.validates,
         "loss": description(trainer.loss_fn),
         "schedule": None if run.schedule is None else run.schedule.describe(),
         "optimizer": {
@@ -376,7 +377,8 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
 def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend: bool) -> None:
     there = position["settings"]
     longer = there["epochs"] < run.epochs
-    here = {**run.settings, "epochs": there["epochs"]} if extend and longer else run.settings
+    free = ("epochs", "validation") if extend and longer else ()
+    here = {**run.settings, **{name: there[name] for name in free}}
     found = differences(there, here)
     if not trainer.optimizer.state:  # else another schedule may have been at work
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]

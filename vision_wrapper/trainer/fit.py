@@ -211,8 +211,8 @@ def new_run(
     run.settings = checkpoints.describe(trainer, run)
     if trainer.processes.count > 1:
         run.agreement = Agreement(trainer.processes)
-        calls = {"validates": run.validates, "checkpoint": run.checkpoint is not None}
-        check_same_settings(trainer.processes.gathered({**run.settings, **calls}))
+        settings = {**run.settings, "checkpoint": run.checkpoint is not None}
+        check_same_settings(trainer.processes.gathered(settings))
     if run.checkpoint is not None:
         trainer.processes.on_main(partial(check_writable, run.checkpoint))
     return run
