@@ -20,7 +20,7 @@ curve = trainer.find_lr(loaders.train)
 viz.plot_lr_curve(curve).savefig("runs/find_learning_rate.png")
 if curve.max_lr is None:  # the curve shows nothing, and no number is made up
     raise SystemExit(f"No suggestion: {curve.reason}")
-print(f"To be kept throughout: {curve.suggestion:.2e}; for the peak of a cycle: {curve.max_lr:.2e}")
+print(f"Steepest fall of the loss: {curve.suggestion:.2e}; for the peak of a cycle: {curve.max_lr:.2e}")
 
 # Linear, stepped by batch, and without annihilation: it ends at the rate it began with.
 epochs = 3

@@ -38,8 +38,8 @@ class LRCurve:
     Attributes:
         lrs: rising learning rates.
         losses: as many losses, exponentially smoothed as torch-lr-finder does.
-        suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point, for a
-            rate that stays as it is. None if the curve is useless.
+        suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point, as most
+            finders suggest. None if the curve is useless.
         reason: why there is a suggestion or none.
         max_lr: the peak of a cycle, a fifth of the rate where the loss is lowest. None if the curve is useless.
     """
