@@ -240,7 +240,7 @@ def test_every_expected_result_comes_from_records(measure_recipes):
             assert all({"date", "commit", "torch", "hardware", "seconds"} <= run.keys() for run in runs)
             assert all(run["epochs"] == recipe.epochs for run in runs)
     for path in measure_recipes.RECORDS.glob("*.json"):
-        assert path.stem in {*RECIPES, "trials"}
+        assert path.stem in {*RECIPES, "trials", "lr_finder"}
 
 
 def test_the_page_is_what_the_records_say(measure_recipes):

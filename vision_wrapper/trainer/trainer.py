@@ -568,7 +568,7 @@ class Trainer:
             DataNotFoundError: there is no such file.
             DamagedFileError: it is truncated, altered, or no checkpoint.
             NewerFormatError: it was written by a newer version of this library.
-            OtherModelError: it is of another network.
+            OtherModelError: it is of another network, or of another optimizer.
         """
         checkpoints.load(self, path)
 
