@@ -171,6 +171,46 @@ def test_ctrl_c_with_workers_of_ones_own_loader(images, tmp_path, method):
     assert trainer.interrupted
 
 
+class Fails:
+    """A loader that fails after three batches, as where a worker has gone."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        yield from ready_batches()
+        raise self.error
+
+
+GONE = [RuntimeError("DataLoader worker (pid 7) exited"), FileNotFoundError("listener"), EOFError(), ConnectionError()]
+
+
+@pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
+def test_a_loader_that_fails_after_ctrl_c_ends_the_run(images, error):
+    trainer, _ = make(images, callbacks=[CtrlC(3)], accumulate=4)
+    assert len(trainer.fit(Fails(error), epochs=1)) == 0
+    assert trainer.interrupted
+
+
+@pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
+def test_a_loader_that_fails_otherwise_is_no_end_of_a_run(images, error):
+    trainer, _ = make(images, accumulate=4)
+    with pytest.raises(type(error)):
+        trainer.fit(Fails(error), epochs=1)
+    assert not trainer.interrupted
+
+
+def test_a_step_that_fails_after_ctrl_c_is_said(images):
+    class NoRoom(Callback):
+        def on_batch_end(self, run):
+            if run.batch == 3:
+                raise OSError("no space left")
+
+    trainer, _ = make(images, callbacks=[CtrlC(3), NoRoom()], accumulate=4)
+    with pytest.raises(OSError, match="no space"):
+        trainer.fit(ready_batches(), epochs=1)
+
+
 def test_a_handler_that_python_cannot_put_back_is_left_alone(images, monkeypatch):
     """As where python is part of another program: `signal.signal` would return None."""
     monkeypatch.setattr(signal, "getsignal", lambda _: None)

@@ -47,6 +47,20 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def until_workers_end(run: Fit, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches of a loader that is not the library's: once Ctrl-C was pressed, an error in it ends the run.
+
+    A terminal tells all processes of Ctrl-C. Spawned workers end by it; what they had promised is then missing in one
+    of many ways: a `RuntimeError`, a `FileNotFoundError`, an `EOFError`.
+    """
+    try:
+        yield from batches
+    except Exception:
+        if run.ctrl_c:
+            raise KeyboardInterrupt from None
+        raise
+
+
 @contextmanager
 def end_of(run: Fit) -> Iterator[None]:
     """Let Ctrl-C end a run, and errors say where they came from."""
@@ -56,11 +70,6 @@ def end_of(run: Fit) -> Iterator[None]:
         run.interrupted = True  # during validation: the checkpoint before it is whole
     except torch.OutOfMemoryError as error:
         raise out_of_memory(run.loader) from error
-    except RuntimeError as error:
-        # A terminal tells all processes of Ctrl-C; a spawned worker ends by it, and the loop finds it gone.
-        if not (run.ctrl_c and run.trainer.processes.count == 1 and "DataLoader worker" in str(error)):
-            raise
-        run.interrupted = True
     except LossFailed as error:
         if not run.in_epoch:  # of the validation loader
             raise

@@ -52,6 +52,7 @@ from vision_wrapper.trainer.guards import (
     reset_scaler,
     stop_on_interrupt,
     unchanged_on_error,
+    until_workers_end,
 )
 from vision_wrapper.trainer.history import History, watched
 from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, no_mean, raise_loss_failed
@@ -388,6 +389,8 @@ class Trainer:
         run.call("on_epoch_start")  # before a loader's processes look at what it may change
         batches = training_batches(self, loader, epoch, run.batch)
         run.parts = batches if isinstance(batches, Parts) else None
+        if run.parts is None and not isinstance(loader, Loader):
+            batches = until_workers_end(run, batches)
         if run.batch:  # what is drawn until here had been drawn before
             for _ in range(0 if isinstance(loader, Loader) else run.batch):
                 next(batches, None)
