@@ -99,17 +99,19 @@ def matrix_rate(found: dict[str, Any]) -> Iterator[str]:
 
 
 def winograd(found: dict[str, Any]) -> Iterator[str]:
-    yield "What `measure_recipes.py --winograd` convolves with on CPUs without bf16; the package does not use it."
-    yield "Largest differences from float64, as parts of its largest value, of outputs, gradients of inputs and of"
-    yield "filters; time of forward and backward over that of torch's float32 convolution.\n"
+    yield "What `measure_recipes.py --winograd` convolves with on CPUs; the package does not use it. Differences from"
+    yield "float64, as parts of its values, of outputs, gradients of inputs and of filters (root mean squares); time of"
+    yield "forward and backward over that of torch's convolution in the same precision.\n"
     rows = []
-    for layer, measured in found["layers"].items():
-        differences = (
-            ", ".join(f"{value:.0e}" for value in measured["differences"][way]) for way in ("Winograd", "torch")
-        )
-        rows.append((layer, *differences, spread(measured["seconds_of_torch"])))
-    yield from table(("channels", "Winograd", "torch in float32", "time"), rows)
-    yield f"\nA training step of the custom ResNet: {spread(found['step_of_torch'])} of the time."
+    for precision, layers in found["layers"].items():
+        for layer, measured in layers.items():
+            differences = (
+                ", ".join(f"{value:.0e}" for value in measured["differences"][way]) for way in ("Winograd", "torch")
+            )
+            rows.append((precision, layer, *differences, spread(measured["seconds_of_torch"])))
+    yield from table(("precision", "channels", "Winograd", "torch", "time"), rows)
+    steps = "; ".join(f"in {precision} {spread(ratio)}" for precision, ratio in found["step_of_torch"].items())
+    yield f"\nTime of a training step of the custom ResNet over that with torch's convolutions: {steps}."
 
 
 def input_pipelines(found: dict[str, Any]) -> Iterator[str]:
