@@ -7,70 +7,120 @@
 #include <torch/extension.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 using at::Tensor;
 
 constexpr int64_t EDGE = 4, POINTS = 36;              // of a tile: outputs along an edge, transformed values
 constexpr int64_t CACHED_BYTES = 12 << 20, ROWS = 512;  // tiles at a time: what stays in cache, enough for a product
+constexpr int64_t LANES = 32;  // channels at a time, a cache line in bfloat16; their number is a multiple of it
 
-// From a patch of the image to a tile: B^T for inputs (6 pixels along an edge), A for outputs (4), G for filters (3). The
-// points 0, 2/3, -2/3, 3/2, -3/2 and infinity lose half as many digits in bfloat16 as the paper's 0, 1, -1, 2, -2.
-constexpr float a = 2.f / 3, b = 3.f / 2;
-constexpr float sum = a * a + b * b, at_a = 1 / (2 * a * a * (a * a - b * b)), at_b = 1 / (2 * b * b * (b * b - a * a));
-struct Input {
-  static constexpr int64_t patch = 6, before = 1;  // pixels along an edge; those before the tile's first output
-  static constexpr float matrix[6][patch] = {{1, 0, -sum, 0, 1, 0},  {0, -b, -b * b, a, 1, 0}, {0, b, -b * b, -a, 1, 0},
-                                             {0, -a, -a * a, b, 1, 0}, {0, a, -a * a, -b, 1, 0}, {0, 1, 0, -sum, 0, 1}};
-};
-struct Output {
-  static constexpr int64_t patch = 4, before = 0;
-  static constexpr float matrix[6][patch] = {{1, 0, 0, 0},          {1, a, a * a, a * a * a},   {1, -a, a * a, -a * a * a},
-                                             {1, b, b * b, b * b * b}, {1, -b, b * b, -b * b * b}, {0, 0, 0, 1}};
-};
-struct Filter {  // as images of 3x3 pixels, with one tile each
-  static constexpr int64_t patch = 3, before = 0;
-  static constexpr float matrix[6][patch] = {{1, 0, 0},
-                                             {at_a, a * at_a, a * a * at_a},
-                                             {at_a, -a * at_a, a * a * at_a},
-                                             {at_b, b * at_b, b * b * at_b},
-                                             {at_b, -b * at_b, b * b * at_b},
-                                             {0, 0, 1}};
-};
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
-inline float to_float(float value) { return value; }
-inline float to_float(at::BFloat16 value) { return __builtin_bit_cast(float, uint32_t{value.x} << 16); }
-
-template <class T>
-T rounded(float value);
-template <>
-inline float rounded(float value) { return value; }
-template <>
-inline at::BFloat16 rounded(float value) {  // to the nearest, of two to the even one; torch's is not vectorised
-  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16), at::BFloat16::from_bits()};
+inline Floats load(const float* from) {
+  Floats numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return numbers;
+}
+inline Floats load(const at::BFloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16);
+}
+inline void store(float* to, Floats numbers) { std::memcpy(to, &numbers, sizeof numbers); }
+inline void store(at::BFloat16* to, Floats numbers) {
+#ifdef __AVX512BF16__
+  __m512 part[2];
+  std::memcpy(part, &numbers, sizeof part);
+  const auto halves = _mm512_cvtne2ps_pbh(part[1], part[0]);
+#else
+  const Words bits = reinterpret_cast<Words>(numbers);  // to the nearest, of two to the even one
+  const Halves halves = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
+#endif
+  std::memcpy(to, &halves, sizeof halves);
 }
 
-template <class Side, bool transposed>
-constexpr float entry(int64_t row, int64_t column) {
-  return transposed ? Side::matrix[column][row] : Side::matrix[row][column];
-}
+// The values of polynomials at the points 0, a, -a, b, -b and infinity, which lose half as many digits in bfloat16 as
+// the paper's 0, 1, -1, 2, -2. Even and odd powers are summed apart: they serve a point and its negative.
+constexpr float a = 2.f / 3, b = 3.f / 2, a2 = a * a, b2 = b * b;
+constexpr float at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
 
-// The matrix (or its transpose) times vectors of `channels` numbers, `from_step` and `to_step` numbers apart.
-template <class Side, bool transposed, class From, class To>
-void multiply(const From* from, int64_t from_step, To* to, int64_t to_step, int64_t channels) {
-  constexpr int64_t rows = transposed ? Side::patch : 6, columns = transposed ? 6 : Side::patch;
-#pragma omp simd
-  for (int64_t c = 0; c < channels; c++) {
-    float value[columns];
+struct InputToTile {
+  static constexpr int64_t from = 6, to = 6, before = 1;  // numbers along an edge; pixels before a tile's first output
+  static inline __attribute__((always_inline)) void apply(const Floats* v, Floats* t) {
+    const Floats even_a = v[4] - b2 * v[2], odd_a = a * v[3] - b * v[1];
+    const Floats even_b = v[4] - a2 * v[2], odd_b = b * v[3] - a * v[1];
+    t[0] = v[0] - (a2 + b2) * v[2] + v[4];
+    t[1] = even_a + odd_a, t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b, t[4] = even_b - odd_b;
+    t[5] = v[1] - (a2 + b2) * v[3] + v[5];
+  }
+};
+struct OutputToTile {
+  static constexpr int64_t from = 4, to = 6, before = 0;
+  static inline __attribute__((always_inline)) void apply(const Floats* v, Floats* t) {
+    const Floats even_a = v[0] + a2 * v[2], odd_a = a * v[1] + a * a2 * v[3];
+    const Floats even_b = v[0] + b2 * v[2], odd_b = b * v[1] + b * b2 * v[3];
+    t[0] = v[0], t[5] = v[3];
+    t[1] = even_a + odd_a, t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b, t[4] = even_b - odd_b;
+  }
+};
+struct TileToOutput {
+  static constexpr int64_t from = 6, to = 4;
+  static inline __attribute__((always_inline)) void apply(const Floats* t, Floats* v) {
+    const Floats even_a = t[1] + t[2], odd_a = t[1] - t[2], even_b = t[3] + t[4], odd_b = t[3] - t[4];
+    v[0] = t[0] + even_a + even_b;
+    v[1] = a * odd_a + b * odd_b;
+    v[2] = a2 * even_a + b2 * even_b;
+    v[3] = a * a2 * odd_a + b * b2 * odd_b + t[5];
+  }
+};
+struct FilterToTile {  // filters are images of 3x3 pixels, with one tile each
+  static constexpr int64_t from = 3, to = 6, before = 0;
+  static inline __attribute__((always_inline)) void apply(const Floats* v, Floats* t) {
+    const Floats even_a = at_a * (v[0] + a2 * v[2]), odd_a = at_a * a * v[1];
+    const Floats even_b = at_b * (v[0] + b2 * v[2]), odd_b = at_b * b * v[1];
+    t[0] = v[0], t[5] = v[2];
+    t[1] = even_a + odd_a, t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b, t[4] = even_b - odd_b;
+  }
+};
+struct TileToFilter {
+  static constexpr int64_t from = 6, to = 3;
+  static inline __attribute__((always_inline)) void apply(const Floats* t, Floats* v) {
+    const Floats even_a = at_a * (t[1] + t[2]), odd_a = at_a * a * (t[1] - t[2]);
+    const Floats even_b = at_b * (t[3] + t[4]), odd_b = at_b * b * (t[3] - t[4]);
+    v[0] = t[0] + even_a + even_b;
+    v[1] = odd_a + odd_b;
+    v[2] = a2 * even_a + b2 * even_b + t[5];
+  }
+};
+
+// Transforms a patch, pixel by pixel along its rows, along both edges; a pixel is a pointer to its channels.
+template <class Step, class From, class To>
+void transform(const From* const* from, To* const* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    Floats column[Step::from], half[Step::to][Step::from], row[Step::to], values[Step::to];
 #pragma GCC unroll 6
-    for (int64_t j = 0; j < columns; j++) value[j] = to_float(from[j * from_step + c]);
+    for (int64_t x = 0; x < Step::from; x++) {
 #pragma GCC unroll 6
-    for (int64_t i = 0; i < rows; i++) {
-      float sum = 0;
+      for (int64_t y = 0; y < Step::from; y++) column[y] = load(from[y * Step::from + x] + c);
+      Step::apply(column, row);
 #pragma GCC unroll 6
-      for (int64_t j = 0; j < columns; j++) sum += entry<Side, transposed>(i, j) * value[j];
-      to[i * to_step + c] = rounded<To>(sum);
+      for (int64_t y = 0; y < Step::to; y++) half[y][x] = row[y];
+    }
+#pragma GCC unroll 6
+    for (int64_t y = 0; y < Step::to; y++) {
+      Step::apply(half[y], values);
+#pragma GCC unroll 6
+      for (int64_t x = 0; x < Step::to; x++) store(to[y * Step::to + x] + c, values[x]);
     }
   }
 }
@@ -82,52 +132,41 @@ struct Shape {
   int64_t tiles() const { return images * down() * across(); }
 };
 
-// Call `visit(image, y, x, tile, patch, half)` for each tile; the last two are room for a patch and half a transform.
-template <class Side, class T, class Visit>
-void each_tile(const Shape& shape, Visit visit) {
+// Calls `visit(pixels, points)` for each tile, with pointers into `image`, or to `outside` of it, and into `tiles`.
+template <int64_t patch, int64_t before, class Image, class Tile, class Visit>
+void each_tile(Image* image, Image* outside, Tile* tiles, const Shape& shape, Visit visit) {
+  const int64_t C = shape.channels;
   at::parallel_for(0, shape.images, 1, [&](int64_t first, int64_t last) {
-    std::vector<T> patch(Side::patch * Side::patch * shape.channels);
-    std::vector<float> half(6 * Side::patch * shape.channels);
     int64_t tile = first * shape.down() * shape.across();
-    for (int64_t image = first; image < last; image++)
-      for (int64_t y = 0; y < shape.down(); y++)
-        for (int64_t x = 0; x < shape.across(); x++)
-          visit(image, y * EDGE - Side::before, x * EDGE - Side::before, tile++, patch.data(), half.data());
+    for (int64_t n = first; n < last; n++)
+      for (int64_t down = 0; down < shape.down(); down++)
+        for (int64_t across = 0; across < shape.across(); across++, tile++) {
+          Image* pixels[patch * patch];
+          Tile* points[POINTS];
+          for (int64_t i = 0; i < patch * patch; i++) {
+            const int64_t y = down * EDGE - before + i / patch, x = across * EDGE - before + i % patch;
+            const bool inside = y >= 0 && y < shape.height && x >= 0 && x < shape.width;
+            pixels[i] = inside ? image + ((n * shape.height + y) * shape.width + x) * C : outside;
+          }
+          for (int64_t i = 0; i < POINTS; i++) points[i] = tiles + (i * shape.tiles() + tile) * C;
+          visit(pixels, points);
+        }
   });
 }
 
-// Call `pixel(inside, offset in the image, pointer into the patch)` for each pixel of the patch that starts at y, x.
-template <class Side, class T, class Pixel>
-void each_pixel(const Shape& shape, int64_t image, int64_t y, int64_t x, T* patch, Pixel pixel) {
-  for (int64_t i = y; i < y + Side::patch; i++)
-    for (int64_t j = x; j < x + Side::patch; j++, patch += shape.channels) {
-      bool inside = i >= 0 && i < shape.height && j >= 0 && j < shape.width;
-      pixel(inside, ((image * shape.height + i) * shape.width + j) * shape.channels, patch);
-    }
-}
-
-template <class Side, class From, class To>
+template <class Step, class From, class To>
 void image_to_tiles(const From* image, const Shape& shape, To* tiles) {
-  const int64_t C = shape.channels, P = Side::patch, step = shape.tiles() * C;
-  each_tile<Side, From>(shape, [&](int64_t n, int64_t y, int64_t x, int64_t tile, From* patch, float* half) {
-    each_pixel<Side>(shape, n, y, x, patch, [&](bool inside, int64_t offset, From* pixel) {
-      inside ? std::copy_n(image + offset, C, pixel) : std::fill_n(pixel, C, From(0));
-    });
-    for (int64_t j = 0; j < P; j++) multiply<Side, false>(patch + j * C, P * C, half + j * C, P * C, C);
-    for (int64_t i = 0; i < 6; i++) multiply<Side, false>(half + i * P * C, C, tiles + tile * C + i * 6 * step, step, C);
+  const std::vector<From> zeros(shape.channels, From(0));
+  each_tile<Step::from, Step::before>(image, zeros.data(), tiles, shape, [&](auto pixels, auto points) {
+    transform<Step>(pixels, points, shape.channels);
   });
 }
 
-// With the transposed matrices, where patches do not overlap.
-template <class Side, class T>
+template <class Step, class T>
 void tiles_to_image(const T* tiles, const Shape& shape, T* image) {
-  const int64_t C = shape.channels, P = Side::patch, step = shape.tiles() * C;
-  each_tile<Side, T>(shape, [&](int64_t n, int64_t y, int64_t x, int64_t tile, T* patch, float* half) {
-    for (int64_t i = 0; i < 6; i++) multiply<Side, true>(tiles + tile * C + i * 6 * step, step, half + i * P * C, C, C);
-    for (int64_t j = 0; j < P; j++) multiply<Side, true>(half + j * C, P * C, patch + j * C, P * C, C);
-    each_pixel<Side>(shape, n, y, x, patch, [&](bool inside, int64_t offset, T* pixel) {
-      if (inside) std::copy_n(pixel, C, image + offset);
-    });
+  std::vector<T> unused(shape.channels);
+  each_tile<Step::to, 0>(image, unused.data(), tiles, shape, [&](auto pixels, auto points) {
+    transform<Step>(points, pixels, shape.channels);
   });
 }
 
@@ -159,7 +198,7 @@ void in_parts(const Tensor& inputs, int64_t filters, Work work) {
 template <class T>
 Tensor transformed(const Tensor& weight, const Tensor& like) {
   Tensor tiles = at::empty({POINTS, weight.size(0), weight.size(3)}, like.options());
-  image_to_tiles<Filter>(weight.data_ptr<float>(), shape_of(weight), tiles.data_ptr<T>());
+  image_to_tiles<FilterToTile>(weight.data_ptr<float>(), shape_of(weight), tiles.data_ptr<T>());
   return tiles;
 }
 
@@ -168,9 +207,9 @@ template <class T>
 Tensor convolved(const Tensor& inputs, const Tensor& filters) {
   Tensor outputs = at::empty({inputs.size(0), inputs.size(1), inputs.size(2), filters.size(2)}, inputs.options());
   in_parts<T>(inputs, filters.size(2), [&](int64_t first, Shape input, Shape output, Tensor V, Tensor M) {
-    image_to_tiles<Input>(from_image<T>(inputs, first), input, V.data_ptr<T>());
+    image_to_tiles<InputToTile>(from_image<T>(inputs, first), input, V.data_ptr<T>());
     at::bmm_out(M, V, filters);
-    tiles_to_image<Output>(M.data_ptr<T>(), output, from_image<T>(outputs, first));
+    tiles_to_image<TileToOutput>(M.data_ptr<T>(), output, from_image<T>(outputs, first));
   });
   return outputs;
 }
@@ -179,13 +218,14 @@ template <class T>
 Tensor filter_gradients_of(const Tensor& inputs, const Tensor& gradients) {
   const int64_t channels = inputs.size(3), filters = gradients.size(3);
   const auto options = inputs.options().dtype(at::kFloat);
-  Tensor tiles = at::zeros({POINTS, filters, channels}, options), weight = at::empty({filters, 3, 3, channels}, options);
+  Tensor tiles = at::zeros({POINTS, filters, channels}, options);
+  Tensor weight = at::empty({filters, 3, 3, channels}, options);
   in_parts<T>(inputs, filters, [&](int64_t first, Shape input, Shape output, Tensor V, Tensor M) {
-    image_to_tiles<Input>(from_image<T>(inputs, first), input, V.data_ptr<T>());
-    image_to_tiles<Output>(from_image<T>(gradients, first), output, M.data_ptr<T>());
+    image_to_tiles<InputToTile>(from_image<T>(inputs, first), input, V.data_ptr<T>());
+    image_to_tiles<OutputToTile>(from_image<T>(gradients, first), output, M.data_ptr<T>());
     tiles += at::bmm(M.transpose(1, 2), V);
   });
-  tiles_to_image<Filter>(tiles.data_ptr<float>(), shape_of(weight), weight.data_ptr<float>());
+  tiles_to_image<TileToFilter>(tiles.data_ptr<float>(), shape_of(weight), weight.data_ptr<float>());
   return weight;
 }
 
