@@ -140,6 +140,11 @@ def test_a_folder_with_train_and_test(image_folder):
     assert data.load(str(image_folder), channels=1).train[0][0].shape == (10, 12, 1)
 
 
+def test_the_folder_one_is_in(image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder)
+    assert data.load(".").name == "images"
+
+
 def test_val_serves_as_test_or_stands_beside_it(image_folder):
     (image_folder / "test").rename(image_folder / "val")
     folder = data.load(image_folder)

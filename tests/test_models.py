@@ -372,6 +372,12 @@ def test_parameter_groups(name):
     assert {g["lr"] for g in models.parameter_groups(model, lr=0.1)} == {0.1}
 
 
+def test_rates_of_numpy_become_pythons():
+    groups = models.parameter_groups(build_model("resnet18"), lr=np.float32(0.5), weight_decay=np.float64(0.25))
+    assert {type(group[key]) for group in groups for key in ("lr", "weight_decay")} == {float}
+    assert {group["lr"] for group in groups} == {0.5}
+
+
 def test_the_head_of_an_own_network():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2))
     assert models.head_of(model) is model[3]

@@ -111,7 +111,8 @@ def load(
         splits, classes = load_folder(
             path, channels=channels, test_fraction=test_fraction, seed=seed, skip_unreadable=skip_unreadable
         )
-        return ImageData(path.name, splits["train"], splits["test"], classes, val=splits.get("val"))
+        own_name = Path(os.path.abspath(path)).name  # of "." too
+        return ImageData(own_name, splits["train"], splits["test"], classes, val=splits.get("val"))
     looks_like_a_path = isinstance(name, os.PathLike) or os.sep in str(name) or "." in str(name)
     if looks_like_a_path:
         what = "is a file, not a folder" if os.path.exists(path) else "does not exist"

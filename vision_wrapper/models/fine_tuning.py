@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vision_wrapper._numbers import is_number
 from vision_wrapper.errors import SettingError
 
 HEAD = "fc"  # the linear layer at the end, in every network of this library and in torchvision's ResNets
@@ -103,7 +104,7 @@ def parameter_groups(
         if parameter.requires_grad:
             # Norms and biases are vectors.
             name = ("head" if parameter in head else "body") + ("" if parameter.ndim > 1 else "_norms_biases")
-            rate, decay = kinds[name]
+            rate, decay = map(float, kinds[name])
             group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
             group["params"].append(parameter)
     return list(groups.values())
@@ -129,5 +130,5 @@ def check_group_numbers(
 
 
 def _check_at_least_0(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
