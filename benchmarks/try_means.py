@@ -83,6 +83,16 @@ FIRST = Recipe(
     drop_last=True,
     tta="flip_shift",
 )
+# What custom-resnet-fast is now, at its full width.
+WIDE = FIRST.changed(
+    description="The custom ResNet with Muon, its filters beginning as identities.",
+    model_args={"init": "dirac"},
+    optimizer="muon",
+    optimizer_args={},
+    groups={"body_lr": 0.08, "weight_decay": 5e-4},
+    schedule="linear",
+    schedule_args={},
+)
 # What speedrun is: half the images in batches half as large, so that it makes as many steps.
 WHITENED = Recipe(
     "trial",
@@ -198,6 +208,18 @@ STUDIES = {
             },
             "Muon, filters 0.08, cutout": {**_MUON_08, **_CUTOUT},
             "Muon, filters 0.08, CELU": {**_MUON_08, "model_args": {"widths": NARROW, "activation": "celu"}},
+        },
+    ),
+    "wide": Study(
+        40_000,
+        10_000,
+        3,
+        WIDE,
+        {
+            BASE: {},
+            "CELU": {"model_args": {"init": "dirac", "activation": "celu"}},
+            "ghost batch norm": {"model_args": {"init": "dirac", "norm": "ghost"}},
+            "cutout": _CUTOUT,
         },
     ),
     "whitened": Study(
