@@ -530,27 +530,37 @@ def slow(image):
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_loaders import slow
 import numpy as np, torch
 from vision_wrapper import data, models
-from vision_wrapper.trainer import Trainer
+from vision_wrapper.trainer import Callback, Trainer
+
+class InATerminal(Callback):
+    def on_batch_end(self, run):
+        if run.batch == 3:
+            os.killpg(os.getpgrp(), signal.SIGINT)
 
 if __name__ == "__main__":
+    torch.multiprocessing.set_start_method({method!r})
     x, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 2
     loader = data.make_loaders(data.from_arrays((x, y), (x, y)), slow, batch_size=4, num_workers=1).train
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
-    threading.Timer(1.0, lambda: os.killpg(os.getpgrp(), signal.SIGINT)).start()
-    trainer.fit(loader, epochs=20, checkpoint={path!r})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, callbacks=[InATerminal()], accumulate=5)
+    trainer.fit(loader, epochs=1, checkpoint={path!r})
     print("interrupted", trainer.interrupted, os.path.exists({path!r}))
 """
 
 
-def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path, method):
     """A terminal sends it to every process; the step under way needs its batches still."""
-    (tmp_path / "train.py").write_text(INTERRUPTED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "c")))
+    if method not in torch.multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    code = INTERRUPTED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "c"), method=method)
+    (tmp_path / "train.py").write_text(code)
     done = subprocess.run(
         [sys.executable, tmp_path / "train.py"], capture_output=True, text=True, start_new_session=True, timeout=120
     )

@@ -93,7 +93,7 @@ def test_the_proof_says_where_a_recipe_cannot_be_trained(tmp_path):
 
 def test_ctrl_c_on_the_command_line_and_the_same_command_again(folder, tmp_path):
     command = [
-        sys.executable, "-m", "vision_wrapper", "train", "custom-resnet-adam", "--data", str(folder), "--epochs", "12",
+        sys.executable, "-m", "vision_wrapper", "train", "custom-resnet-adam", "--data", str(folder), "--epochs", "40",
         "--set", "batch_size=8", "--set", 'model_args={"widths": [4, 4, 8, 8]}', "--out", "run",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -104,7 +104,7 @@ def test_ctrl_c_on_the_command_line_and_the_same_command_again(folder, tmp_path)
     assert process.returncode == 130 and "To go on: vision-wrapper train custom-resnet-adam" in said, errors
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "test accuracy" in again.stdout, again.stderr
-    assert len((tmp_path / "run/history.csv").read_text().splitlines()) == 13
+    assert len((tmp_path / "run/history.csv").read_text().splitlines()) == 41
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "plateau"])
