@@ -164,7 +164,7 @@ void image_to_tiles(const From* image, const Shape& shape, To* tiles) {
 
 template <class Step, class T>
 void tiles_to_image(const T* tiles, const Shape& shape, T* image) {
-  std::vector<T> unused(shape.channels);
+  std::vector<T> unused(shape.channels);  // written by all threads, read by none
   each_tile<Step::to, 0>(image, unused.data(), tiles, shape, [&](auto pixels, auto points) {
     transform<Step>(points, pixels, shape.channels);
   });
