@@ -96,11 +96,11 @@ def _starts(folder: Path) -> Path:
 def note_start(folder: Path, recipe: Recipe, how: str) -> None:
     """Keep beside a run's folder what the run is started on; it may go on elsewhere.
 
-    `how` says what the machine does otherwise in float32 on its processor; it has no part in another run.
+    `how` says what is done otherwise on a processor; it has no part in another run.
     """
     found, device = machine(), choose_device()
     precision = choose_precision(recipe.precision, device)
-    how = how if (device.type, precision) == ("cpu", "fp32") else ""
+    how = how if device.type == "cpu" else ""
     threads, cores = found["threads"], found["cores"]
     processor = f"{found['processor']}, {cores if threads >= cores else f'{threads} of {cores}'} cores"
     start = {
