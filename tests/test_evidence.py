@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from runs import command, reduced
 
 from vision_wrapper import data, recipes
@@ -364,13 +365,15 @@ def test_random_weights_are_not_measured_as_pretrained_ones(measure_recipes, mon
 
 def test_a_record_names_all_that_its_run_was_started_on(measure_recipes, monkeypatch, tmp_path):
     machine = {"processor": "CPU", "cores": 2, "threads": 1, "vision_wrapper": "1", "torch": "2", "commit": "abc"}
-    for gpu, precision in ((None, "fp32"), (None, "fp32"), ("some GPU", "bf16")):
+    for gpu, precision in ((None, "fp32"), (None, "fp32"), (None, "bf16"), ("some GPU", "bf16")):
+        device = torch.device("cuda" if gpu else "cpu")
         monkeypatch.setattr(measure_recipes, "machine", lambda gpu=gpu: {**machine, "gpu": gpu})
-        # What is by hand is done in float32 on the processor alone.
+        monkeypatch.setattr(measure_recipes, "choose_device", lambda device=device: device)
+        # What is by hand is done on the processor alone.
         recipe = RECIPES["quickstart"].changed(precision=precision)
         measure_recipes.note_start(tmp_path / "seed-0", recipe, ", by hand")
     assert measure_recipes._made_on(tmp_path / "seed-0") == {
-        "hardware": "CPU, 1 of 2 cores, by hand; some GPU, bf16",
+        "hardware": "CPU, 1 of 2 cores, by hand; CPU, 1 of 2 cores, bf16, by hand; some GPU, bf16",
         "version": "1", "torch": "2", "commit": "abc",
     }  # fmt: skip
 
