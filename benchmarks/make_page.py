@@ -106,7 +106,7 @@ def winograd(found: dict[str, Any]) -> Iterator[str]:
     for precision, layers in found["layers"].items():
         for layer, measured in layers.items():
             differences = (
-                ", ".join(f"{value:.0e}" for value in measured["differences"][way]) for way in ("Winograd", "torch")
+                ", ".join(f"{value:.1e}" for value in measured["differences"][way]) for way in ("Winograd", "torch")
             )
             rows.append((precision, layer, *differences, spread(measured["seconds_of_torch"])))
     yield from table(("precision", "channels", "Winograd", "torch", "time"), rows)

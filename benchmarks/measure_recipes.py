@@ -4,7 +4,7 @@ For each recipe and seed without a record, the recipe is run in full, and a few 
 docs/evidence/RECIPE.json. After each run the summary that fills `Recipe.expected` and the table of docs/recipes.md are
 written anew. Stopped anywhere, the same command goes on; a run that fails is kept as failed, for --retry, and the
 others are run. FOLDER holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With
---page nothing is run. --winograd halves the time of a run on a CPU: see winograd.py.
+--page nothing is run. --winograd shortens a run on a CPU: see winograd.py.
 """
 
 from __future__ import annotations

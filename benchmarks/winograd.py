@@ -1,7 +1,7 @@
 """3x3 convolutions on a CPU in a quarter of the multiplications, for long measurements where there is no GPU.
 
 torch convolves directly. Winograd's F(4x4, 3x3), which cuDNN uses on GPUs, gives the same sums in another order. In
-float32 outputs and gradients then differ by some 1e-6 of their size. In bf16 they differ by 1.3%, where torch's differ
+float32 outputs and gradients then differ by some 1e-6 of their size. In bf16 they differ by 1.5%, where torch's differ
 by 0.24%: the transformed values are rounded too. `python benchmarks/winograd.py` shows it, and the ratio of the times.
 The kernels, `winograd.cpp`, are compiled when they are first used; that needs a C++ compiler and ninja. Only runs with
 `--winograd`, of `measure_recipes.py` and `try_means.py`, have it, and their records say so.
@@ -24,7 +24,7 @@ from vision_wrapper import Trainer
 from vision_wrapper.models import CustomResNet
 
 LANES = 32  # as in winograd.cpp
-HELP = "3x3 convolutions by Winograd's way where a run is on the CPU: about twice as fast, with other rounding"
+HELP = "3x3 convolutions by Winograd's way where a run is on the CPU: faster, with other rounding"
 
 
 @cache
