@@ -72,6 +72,7 @@ class Fit(Run):
     refuses_one: bool = False  # a batch of one, because of batch norm
     checked: bool = False  # the first batch of this fit
     in_epoch: bool = False  # between the first batch of an epoch and its last step
+    waiting: bool = False  # in an epoch, for the loader's next batch
     ctrl_c: bool = False  # was pressed, in this process
     interrupted: bool = False  # what all processes know of it
 

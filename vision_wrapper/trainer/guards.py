@@ -47,20 +47,6 @@ def stop_on_interrupt(run: Fit) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def until_workers_end(run: Fit, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches of a loader that is not the library's: once Ctrl-C was pressed, an error in it ends the run.
-
-    A terminal tells all processes of Ctrl-C. Spawned workers end by it; what they had promised is then missing in one
-    of many ways: a `RuntimeError`, a `FileNotFoundError`, an `EOFError`.
-    """
-    try:
-        yield from batches
-    except Exception:
-        if run.ctrl_c:
-            raise KeyboardInterrupt from None
-        raise
-
-
 @contextmanager
 def end_of(run: Fit) -> Iterator[None]:
     """Let Ctrl-C end a run, and errors say where they came from."""
@@ -74,6 +60,12 @@ def end_of(run: Fit) -> Iterator[None]:
         if not run.in_epoch:  # of the validation loader
             raise
         raise DataError(f"{position(run)}: {error}") from error.__cause__
+    except Exception:
+        # A terminal tells all processes of Ctrl-C. Spawned workers of a user's loader end by it, and what they had
+        # promised is then missing in one of many ways: a RuntimeError, a FileNotFoundError, an EOFError.
+        if not (run.ctrl_c and run.waiting and run.trainer.processes.count == 1):
+            raise
+        run.interrupted = True
 
 
 @contextmanager

@@ -52,7 +52,6 @@ from vision_wrapper.trainer.guards import (
     reset_scaler,
     stop_on_interrupt,
     unchanged_on_error,
-    until_workers_end,
 )
 from vision_wrapper.trainer.history import History, watched
 from vision_wrapper.trainer.losses import LOSS_ERRORS, check_loss, no_mean, raise_loss_failed
@@ -343,8 +342,9 @@ class Trainer:
         self._distribute()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
-        run.in_epoch, window = True, 1
+        run.in_epoch, run.waiting, window = True, True, 1
         for inputs, targets in batches:
+            run.waiting = False
             size, share = len(targets), 1.0
             if run.parts is not None:
                 size, share = run.parts.size, run.parts.share
@@ -372,6 +372,8 @@ class Trainer:
                 if stop:
                     run.interrupted = True
                     return
+            run.waiting = True
+        run.waiting = False
         self._close_epoch(run, window, started)
 
     def _epoch_batches(self, run: Fit) -> Iterator[tuple[Tensor, Tensor]]:
@@ -389,8 +391,6 @@ class Trainer:
         run.call("on_epoch_start")  # before a loader's processes look at what it may change
         batches = training_batches(self, loader, epoch, run.batch)
         run.parts = batches if isinstance(batches, Parts) else None
-        if run.parts is None and not isinstance(loader, Loader):
-            batches = until_workers_end(run, batches)
         if run.batch:  # what is drawn until here had been drawn before
             for _ in range(0 if isinstance(loader, Loader) else run.batch):
                 next(batches, None)
