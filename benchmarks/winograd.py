@@ -31,7 +31,7 @@ HELP = "3x3 convolutions by Winograd's way where a run is on the CPU: faster, wi
 def kernels() -> Any:
     from torch.utils.cpp_extension import load
 
-    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp-simd"]
+    flags = ["-O3", "-march=native", "-ffast-math"]
     return load("vision_wrapper_winograd", [str(Path(__file__).with_suffix(".cpp"))], extra_cflags=flags)
 
 
