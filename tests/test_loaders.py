@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import pickle
-import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import albumentations as A
 import numpy as np
 import pytest
 import torch
 from conftest import random_images, states
+from loading import GlobalNoise, by_index, collect, same
 from PIL import Image
-from torchvision.transforms import v2
 
 import vision_wrapper as vw
 from vision_wrapper import data
 from vision_wrapper.data import AUGMENTATIONS, Preprocess, make_loaders
-from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
-
-
-def collect(batches):
-    """All images and targets of an iterator of batches."""
-    images, targets = zip(*batches, strict=True)
-    return torch.cat(images), torch.cat(targets)
-
-
-def by_index(loader, epoch):
-    """Each sample's input, by its index in the split."""
-    images, targets = collect(loader.batches(epoch))
-    order = loader.order(epoch)[: len(images)]
-    labels = torch.from_numpy(loader.split.labels[order])
-    if targets.ndim == 1:
-        assert torch.equal(targets, labels)
-    else:  # mixed: at least in part its own class, and probabilities
-        assert torch.allclose(targets.sum(1), torch.ones(len(targets)))
-        assert 0.3 < targets.gather(1, labels[:, None]).mean() < 1
-    return dict(zip(order.tolist(), images, strict=True))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)
-
-
-class GlobalNoise:
-    """Draws from the global generators of python, numpy and torch; top level, so that spawn can pickle it."""
-
-    def __call__(self, image):
-        shift = random.randrange(50) + int(np.random.randint(50)) + int(torch.randint(50, ()))
-        return (image // 2 + shift).astype(np.uint8)
-
+from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
 # ---- batches
 
@@ -164,7 +124,7 @@ def test_the_seed_of_seed_everything_is_the_default(tiny):
     assert same(by_index(loader, 0), by_index(make_loaders(tiny, "flip", seed=9).train, 0))
 
 
-# ---- contract 2: seed, epoch and index alone
+# ---- contract 2: seed, epoch and index alone; `test_loader_workers` has more of it
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -175,108 +135,6 @@ def test_batch_size_changes_no_image(name, tiny):
     wanted = by_index(make_loaders(tiny, augment, batch_size=24, seed=3).train, 1)
     for batch_size in (1, 7):
         assert same(by_index(make_loaders(tiny, augment, batch_size=batch_size, seed=3).train, 1), wanted)
-
-
-AUGMENTS = {
-    "table": "crop_flip_cutout",
-    "compose": A.Compose([A.RandomCrop(14, 14), A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)])]),
-    "torchvision": v2.Compose([v2.RandomCrop(14), v2.ColorJitter(0.4)]),
-    "callable": GlobalNoise(),
-}
-
-
-def check_workers(tiny, counts):
-    """Equal images for any number of workers; different ones from epoch to epoch and sample to sample."""
-    alike = data.from_arrays(  # equal images, so that a repeated draw shows
-        train=(np.repeat(tiny.train.images[:1], 24, axis=0), tiny.train.labels),
-        test=(tiny.test.images, tiny.test.labels),
-    )
-    for augment in AUGMENTS.values():
-        plain = make_loaders(alike, augment, batch_size=3, seed=2, num_workers=0).train
-        wanted = [by_index(plain, epoch) for epoch in range(2)]
-        looks = {image.numpy().tobytes() for images in wanted for image in images.values()}
-        assert len(looks) > 20  # workers that draw alike would give half as many
-        for count in counts:
-            loader = make_loaders(alike, augment, batch_size=3, seed=2, num_workers=count).train
-            before = states()
-            found = [by_index(loader, epoch) for epoch in range(2)]
-            assert states() == before
-            assert all(same(f, w) for f, w in zip(found, wanted, strict=True))
-
-
-@pytest.fixture
-def start_method(request):
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method(request.param, force=True)
-    yield request.param
-    multiprocessing.set_start_method(before, force=True)
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
-@pytest.mark.parametrize("start_method", ["fork"], indirect=True)
-def test_workers_under_fork(tiny, start_method):
-    check_workers(tiny, (2, 4))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
-def test_workers_under_spawn(tiny, start_method, monkeypatch):
-    monkeypatch.setitem(
-        globals(), "AUGMENTS", {k: AUGMENTS[k] for k in ("table", "callable")}
-    )  # each start takes seconds
-    check_workers(tiny, (2,))
-
-
-def test_two_passes_at_once_do_not_mix(tiny):
-    plain = make_loaders(tiny, "flip", batch_size=4).train
-    loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
-    outer = loader.batches(0)
-    first = [next(outer)]
-    inner = collect(loader.batches(1))  # as a callback that evaluates in the middle of an epoch
-    assert torch.equal(inner[0], collect(plain.batches(1))[0])
-    assert torch.equal(collect(first + list(outer))[0], collect(plain.batches(0))[0])
-    for (a, _), (b, _) in zip(loader.batches(2), loader.batches(3), strict=True):
-        assert a.shape == b.shape and not torch.equal(a, b)
-
-
-def test_workers_end_with_their_loader(tiny):
-    gc.disable()  # without the garbage collector's help
-    try:
-        loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
-        list(loader)
-        workers = [worker for kept in loader._workers for worker in kept._loader._iterator._workers]
-        assert len(workers) == 2 and all(worker.is_alive() for worker in workers)
-        del loader
-        # They ended by themselves: one that does not hear is terminated after five seconds, with another code.
-        assert [worker.exitcode for worker in workers] == [0, 0]
-    finally:
-        gc.enable()
-
-
-def test_a_pass_left_early_leaves_the_next_one_whole(tiny):
-    plain = make_loaders(tiny, "flip", batch_size=4).train
-    loader = make_loaders(tiny, "flip", batch_size=4, num_workers=2).train
-    for epoch in range(3):
-        for _ in loader.batches(epoch):
-            break
-    assert torch.equal(collect(loader.batches(3))[0], collect(plain.batches(3))[0])
-    assert len(loader._workers) == 1  # the same processes served all of them
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_broken_image_is_named_from_a_worker_too(image_folder, num_workers):
-    loaders = make_loaders(data.load(image_folder), num_workers=num_workers, batch_size=2)
-    path = image_folder / "train" / "dog" / "3.png"
-    content = path.read_bytes()
-    path.write_bytes(content[:70])
-    with pytest.raises(DataError, match=r"dog/3\.png cannot be decoded"):
-        list(loaders.train)
-    path.unlink()
-    with pytest.raises(DataNotFoundError, match=r"dog/3\.png"):
-        list(loaders.train)
-    path.write_bytes(content)
-    assert len(collect(loaders.train)[1]) == 8
 
 
 def test_num_workers_none_is_none_in_memory_and_some_for_files(tiny, image_folder):
@@ -458,15 +316,6 @@ def test_cifar10_from_its_folder(cifar_folder):
     assert targets.tolist() == folder.train.labels[plain.order(0)[:64]].tolist()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_unreadable_image_is_one_sentence_also_from_a_worker(image_folder, num_workers):
-    loaders = data.make_loaders(data.load(image_folder), batch_size=2, num_workers=num_workers, size=8)
-    (image_folder / "test/dog/1.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"dog/1\.png cannot be decoded") as caught:
-        list(loaders.test)
-    assert "Traceback" not in str(caught.value)
-
-
 def test_an_augmentation_that_raises_is_named(tiny):
     def broken(image):
         raise IndexError("no such pixel")
@@ -524,57 +373,6 @@ def test_progressive_sizes_that_cannot_be(tiny, steps):
         data.make_loaders(tiny, progressive_size=steps)
 
 
-def slow(image):
-    time.sleep(0.05)
-    return image
-
-
-INTERRUPTED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from test_loaders import slow
-import numpy as np, torch
-from vision_wrapper import data, models
-from vision_wrapper.trainer import Callback, Trainer
-
-class InATerminal(Callback):
-    def on_batch_end(self, run):
-        if run.batch == 3:
-            os.killpg(os.getpgrp(), signal.SIGINT)
-
-if __name__ == "__main__":
-    torch.multiprocessing.set_start_method({method!r})
-    x, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 2
-    loader = data.make_loaders(data.from_arrays((x, y), (x, y)), slow, batch_size=4, num_workers=1).train
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, optimizer, callbacks=[InATerminal()], accumulate=5)
-    trainer.fit(loader, epochs=1, checkpoint={path!r})
-    print("interrupted", trainer.interrupted, os.path.exists({path!r}))
-"""
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path, method):
-    """A terminal sends it to every process; the step under way needs its batches still."""
-    if method not in torch.multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system has no {method}")
-    code = INTERRUPTED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "c"), method=method)
-    (tmp_path / "train.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "train.py"], capture_output=True, text=True, start_new_session=True, timeout=120
-    )
-    assert done.stdout == "interrupted True True\n", done.stderr
-
-
 def test_leaving_out_takes_indices_alone(tiny):
     with pytest.raises(DataError, match="indices of samples, whole numbers; got bool"):
         data.leave_out(tiny, train=np.ones(len(tiny.train), bool))
-
-
-@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
-def test_an_augmentation_that_cannot_be_sent_to_spawned_processes_is_named(tiny, start_method):
-    """As a lambda where processes are not forked: on macOS, on Windows, and from Python 3.14 on."""
-    loader = data.make_loaders(tiny, augment=lambda image: image, num_workers=1).train
-    with pytest.raises(SettingError, match="num_workers=0"):
-        next(loader.batches(0))
