@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import random_images
+from conftest import limited_memory, random_images
 from PIL import Image
 
 import vision_wrapper as vw
@@ -120,6 +120,18 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     with warnings.catch_warnings(), pytest.raises(DataError, match="pixels"):
         warnings.simplefilter("ignore")
         decode(path)
+
+
+def test_a_damaged_length_is_not_asked_of_the_memory(tmp_path):
+    """Of a PNG's data, which Pillow reads to the end that they claim to have: here 2 GB."""
+    pixels = random_images(1, 12)[0]
+    path = saved(Image.fromarray(pixels), tmp_path)
+    blob = bytearray(path.read_bytes())
+    at = blob.find(b"IDAT")
+    blob[at - 4 : at] = struct.pack(">I", 2**31 - 1)
+    path.write_bytes(blob)
+    with limited_memory(2**28):
+        assert np.array_equal(decode(path), pixels)
 
 
 def test_a_program_is_not_an_image(tmp_path, monkeypatch):

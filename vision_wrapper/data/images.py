@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -37,17 +38,10 @@ def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | N
         DataError: it cannot be decoded; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
-            if image.format in _PROGRAMS:
-                raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
-            whole = image.size
-            if decode_size is not None:
-                scale = max(decode_size) / min(image.size)  # whichever way it is then turned
-                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
-            return _pixels_of(image, channels) if plain is None else plain
+        try:
+            return _decoded(path, path, channels, decode_size)
+        except MemoryError:  # Pillow's PNG reader asks for as much as a damaged length says; bytes give what they have
+            return _decoded(io.BytesIO(Path(path).read_bytes()), path, channels, decode_size)
     except FileNotFoundError as error:
         raise _not_there(path) from error
     except MemoryError:
@@ -59,6 +53,23 @@ def decode(path: str | Path, channels: int = 3, decode_size: tuple[int, int] | N
             f"{path} cannot be decoded as an image ({error or type(error).__name__}). Repair or remove it; of a "
             "folder, skip_unreadable=True (--skip-unreadable) leaves such files out."
         ) from error
+
+
+def _decoded(
+    file: str | Path | io.BytesIO, path: str | Path, channels: int, decode_size: tuple[int, int] | None
+) -> np.ndarray:
+    """The pixels of a file, or of its bytes; `path` is its own in either case."""
+    with Image.open(file) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+        if image.format in _PROGRAMS:
+            raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
+        whole = image.size
+        if decode_size is not None:
+            scale = max(decode_size) / min(image.size)  # whichever way it is then turned
+            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        plain = _plain_jpeg(image, path) if channels == 3 and image.size == whole else None
+        return _pixels_of(image, channels) if plain is None else plain
 
 
 def _not_there(path: str | Path) -> DataNotFoundError:
