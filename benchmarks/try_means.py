@@ -220,6 +220,9 @@ STUDIES = {
             "CELU": {"model_args": {"init": "dirac", "activation": "celu"}},
             "ghost batch norm": {"model_args": {"init": "dirac", "norm": "ghost"}},
             "cutout": _CUTOUT,
+            "head at 0.125": {"lr": 0.125},
+            "head at 0.03": {"lr": 0.03},
+            "head at 0.03, cutout": {"lr": 0.03, **_CUTOUT},
         },
     ),
     "whitened": Study(
