@@ -29,11 +29,6 @@ def limits():
         yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
-
-
 # ---- folders of images
 
 NAMES = ("train", "test", "val", "cat", "dog", "x.png", "Y.PNG", "z.jpg", ".hidden", " ", "é", "\udcff.png", "a" * 255)
@@ -71,9 +66,9 @@ def plant(root, entries):
     fraction=st.floats(0.01, 0.99),
 )
 @inputs(300)
-def test_odd_trees_of_folders(folder, parts, entries, channels, skip, fraction):
+def test_odd_trees_of_folders(tmp_path, parts, entries, channels, skip, fraction):
     images = [(f"{part}{name}/{i}.png", "png", "") for part in parts for name in ("cat", "dog") for i in range(2)]
-    with tempfile.TemporaryDirectory(dir=folder) as root:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as root:
         plant(root, [*images, *entries])
         with only_own_errors():
             loaded = data.load(root, channels=channels, skip_unreadable=skip, test_fraction=fraction)
@@ -134,10 +129,10 @@ def with_checksums(blob):
 
 @given(image=st.sampled_from(IMAGES), edits=byte_edits, channels=st.sampled_from([1, 3]), sealed=st.booleans())
 @inputs(2300)
-def test_damaged_images(folder, image, edits, channels, sealed):
+def test_damaged_images(tmp_path, image, edits, channels, sealed):
     suffix, blob = image
     blob = edited_bytes(blob, edits)
-    path = folder / f"x.{suffix}"
+    path = tmp_path / f"x.{suffix}"
     path.write_bytes(with_checksums(blob) if sealed and suffix == "png" else blob)
     with only_own_errors():
         pixels = decode(path, channels)
@@ -150,7 +145,7 @@ def test_damaged_images(folder, image, edits, channels, sealed):
     rest=st.binary(max_size=99),
 )
 @inputs(600)
-def test_random_bytes_as_images(folder, start, rest):
-    (folder / "x.png").write_bytes(start + rest)
+def test_random_bytes_as_images(tmp_path, start, rest):
+    (tmp_path / "x.png").write_bytes(start + rest)
     with only_own_errors():
-        decode(folder / "x.png")
+        decode(tmp_path / "x.png")
