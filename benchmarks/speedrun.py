@@ -20,6 +20,7 @@ from measure import save, spread
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes
+from vision_wrapper.recipes.run import _model as make_model
 from vision_wrapper.recipes.run import _trainer as make_trainer
 from vision_wrapper.recipes.run import loaders_of
 from vision_wrapper.trainer.precision import choose_device
@@ -43,7 +44,7 @@ def ours(images: data.ImageData, plan: recipes.Recipe, seed: int) -> tuple[float
     next(loaders.train.batches(0))
     wait(loaders.train.device)
     started = time.perf_counter()
-    trainer = make_trainer(plan, images, loaders, callbacks=[])
+    trainer = make_trainer(plan, *make_model(plan, len(images.classes)), loaders, callbacks=[])
     trainer.fit(loaders.train, epochs=plan.epochs, schedule=plan.build_schedule())
     wait(trainer.device)
     return time.perf_counter() - started, trainer.predict(loaders.test, tta=plan.tta).accuracy()

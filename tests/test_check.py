@@ -232,3 +232,14 @@ def test_near_duplicates_of_five_channels():
     images = data.from_arrays((train, np.arange(6) % 2), (test, np.arange(6) % 2))
     (finding,) = data.check(images, near_duplicates=True)
     assert finding.check == "near_duplicate" and finding.indices == (4,)
+
+
+def test_a_model_in_half_precision_is_given_its_own_kind_of_number(tiny):
+    loaders = data.make_loaders(tiny, batch_size=8)
+    assert data.check(loaders=loaders, model=small_model(3).bfloat16()) == data.check(
+        loaders=loaders, model=small_model(3)
+    )
+    double = small_model(3).double()
+    trainer = Trainer(double, torch.optim.SGD(double.parameters(), lr=0.1), callbacks=[], precision="fp32")
+    with pytest.raises(DataError, match=r"Its weights are torch.float64, the inputs torch.float32"):
+        trainer.fit(loaders.train, epochs=1)

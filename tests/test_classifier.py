@@ -289,7 +289,17 @@ def test_all_kinds_of_images_give_the_same(classifier, tmp_path):
         assert prediction.probability == max(prediction.probabilities)
     mixed = classifier.predict(iter(kinds), batch_size=2)
     assert len(mixed) == 5 and probabilities(mixed) == pytest.approx(np.stack([reference] * 5), abs=1e-5)
+    assert classifier.predict(np.array([str(path)] * 2)) == classifier.predict([path, path])
     assert classifier.predict([]) == []
+
+
+def test_transparent_pixels_are_white(classifier):
+    rgba = np.dstack([images(1)[0], np.arange(16 * 12, dtype=np.uint8).reshape(16, 12)])
+    reference = probabilities(classifier.predict(Image.fromarray(rgba)))
+    for given in (rgba, [rgba], rgba[None]):
+        assert probabilities(classifier.predict(given)) == pytest.approx(reference, abs=1e-6)
+    with pytest.raises(DataError, match=r"got \(3, 16, 12\)\. A tensor \(C, H, W\) becomes that by permute"):
+        classifier.predict(torch.from_numpy(images(1)[0]).permute(2, 0, 1))
 
 
 def test_grey_and_large_images(classifier):

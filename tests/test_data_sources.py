@@ -402,3 +402,11 @@ def test_stratified_split(counts, fraction, seed):
         assert 1 <= part < count and abs(part - fraction * count) <= 1
     again = stratified_split(labels, fraction, seed, names)
     assert np.array_equal(rest, again[0]) and np.array_equal(held_out, again[1])
+
+
+def test_a_class_that_is_called_train(tmp_path):
+    for name in ("bus", "train"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(random_images(1)[0]).save(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match=r"If train/ is a class, rename it, such as to trains/"):
+        data.load(tmp_path)

@@ -241,3 +241,10 @@ def test_a_pil_image_without_its_pixels_is_a_data_error(damage, tmp_path):
     classifier = vw.classifier.Classifier(torch.nn.Identity(), preprocess, ("a", "b"))
     with pytest.raises(DataError, match="cannot be decoded"):
         classifier.predict([image])
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_exif_data_that_cannot_be_read_do_not_make_an_image_unreadable(tmp_path, suffix):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    path = saved(Image.fromarray(pixels), tmp_path, f"x.{suffix}", exif=b"garbage", lossless=True)
+    assert np.array_equal(decode(path), pixels)

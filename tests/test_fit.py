@@ -9,7 +9,7 @@ from fits import CtrlC, equal, make, ready_batches, weights
 from torch import nn
 
 from vision_wrapper import data, models
-from vision_wrapper.errors import CheckpointError, SettingError
+from vision_wrapper.errors import CheckpointError, OtherRunError, SettingError
 from vision_wrapper.trainer import Trainer, schedules
 
 # ---- loaders whose length is unknown or wrong
@@ -240,6 +240,23 @@ def test_extending_in_the_same_process_is_extending_in_a_new_one(images, tmp_pat
     assert rates[0] == rates[1] and rates[0][-1] > 0
 
 
+def test_extending_takes_the_schedule_that_is_given(images, tmp_path):
+    """It goes on where the longer cycle would be; one that steps at other times is another run."""
+
+    def fit(epochs, peak, **arguments):
+        trainer, loaders = make(images, optimizer="sgd")
+        schedule = schedules.one_cycle(0.1, peak_epoch=peak)
+        return trainer.fit(loaders.train, epochs=epochs, schedule=schedule, batch_history=True, **arguments).batches
+
+    arguments = {"checkpoint": tmp_path / "last.ckpt", "extend": True}
+    steps = len(fit(2, 1, **arguments))
+    rates = [row["lr"] for row in fit(4, 3, **arguments)]
+    assert rates[steps:] == [row["lr"] for row in fit(4, 3)][steps:] and max(rates[steps:]) == pytest.approx(0.1)
+    trainer, loaders = make(images, optimizer="sgd")
+    with pytest.raises(OtherRunError, match="schedule"):
+        trainer.fit(loaders.train, epochs=6, schedule=schedules.multi_step([2]), **arguments)
+
+
 def test_extending_a_scheduler_that_counts_nowhere(images, tmp_path):
     def fit(epochs, **arguments):
         trainer, loaders = with_groups(images)
@@ -329,10 +346,12 @@ def test_targets_that_a_loss_passes_over_are_no_error(images):
 
 
 def test_one_output_is_right_for_a_loss_of_ones_own(images):
+    """Its accuracy is not known: the largest of one logit is always the first."""
     loss = lambda logits, targets: nn.functional.mse_loss(logits[:, 0], targets.float())  # noqa: E731
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
-    assert len(trainer.fit(ready_batches(), epochs=1)) == 1
+    history = trainer.fit(ready_batches(), ready_batches(), epochs=1)
+    assert history["train_accuracy"] == history["val_accuracy"] == [None] and history["val_loss"][0] > 0
 
 
 def test_frozen_batch_norm_takes_a_batch_of_one(images):
@@ -367,3 +386,16 @@ def test_a_schedule_that_cannot_be_kept_is_an_error_before_training(images, tmp_
     with pytest.raises(CheckpointError, match="seen"):
         trainer.fit(loaders.train, epochs=1, schedule=lambda o: Hoards(o, 1), checkpoint=tmp_path / "last.ckpt")
     assert equal(weights(trainer), before) and not (tmp_path / "last.ckpt").exists()
+
+
+def test_the_loss_is_computed_in_float32_in_training_as_in_evaluation(images):
+    """Autocast is for the network: in it a loss that multiplies matrices would be rounded, in `evaluate` it was not."""
+    seen = []
+
+    def loss(logits, targets):
+        seen.append((logits @ torch.eye(3)).dtype)
+        return nn.functional.cross_entropy(logits, targets)
+
+    trainer, loaders = make(images, loss_fn=loss, precision="bf16", device="cpu")
+    trainer.fit(loaders.train, loaders.test, epochs=1)
+    assert set(seen) == {torch.float32}

@@ -13,6 +13,7 @@ from fits import CtrlC, equal, make, ready_batches, weights
 from torch import nn
 
 import vision_wrapper as vw
+from vision_wrapper import data, models
 from vision_wrapper.errors import CheckpointError, DamagedFileError, OtherRunError, SettingError
 from vision_wrapper.trainer import Callback, EarlyStopping, EpochLog, FreezeBody, ProgressBar, Trainer, schedules
 
@@ -359,3 +360,29 @@ def test_loading_a_fits_checkpoint_is_what_the_fit_left(images, tmp_path):
     other.load(tmp_path / "last.ckpt")
     assert other.epochs_trained == trainer.epochs_trained == 2
     assert equal(weights(other), weights(trainer))
+
+
+def test_what_a_callback_saves_knows_its_epoch(images, tmp_path):
+    class Saves(Callback):
+        def on_epoch_end(self, run):
+            run.trainer.save(tmp_path / f"{run.epoch}.ckpt")
+
+    trainer, loaders = make(images, callbacks=[Saves()])
+    trainer.fit(loaders.train, epochs=2)
+    for epochs in (1, 2):
+        other, _ = make(images)
+        other.load(tmp_path / f"{epochs}.ckpt")
+        assert other.epochs_trained == epochs
+
+
+def test_another_network_with_weights_of_the_same_shapes_is_another_run(images, tmp_path):
+    def fit(activation):
+        loaders = data.make_loaders(images, batch_size=8, seed=3)
+        model = models.CustomResNet(3, widths=(4, 4, 8, 8), activation=activation)
+        trainer = Trainer(model, torch.optim.Adam(model.parameters()), callbacks=[])
+        return trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "last.ckpt")
+
+    fit("relu")
+    assert len(fit("relu")) == 1
+    with pytest.raises(OtherRunError, match="network: 'CustomResNet"):
+        fit("celu")

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from vision_wrapper import data
 from vision_wrapper.data import make_loaders
-from vision_wrapper.errors import DataError, DataNotFoundError, SettingError
+from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, WorkerError
 
 AUGMENTS = {
     "table": "crop_flip_cutout",
@@ -181,3 +181,16 @@ def test_ctrl_c_of_the_whole_group_leaves_the_workers_alive(tmp_path, method):
         [sys.executable, tmp_path / "train.py"], capture_output=True, text=True, start_new_session=True, timeout=120
     )
     assert done.stdout == "interrupted True True\n", done.stderr
+
+
+@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+def test_spawned_processes_that_do_not_begin_are_told_why(tiny, start_method, monkeypatch):
+    """As where a script trains outside of `if __name__ == "__main__":`; torch says no more than that they are gone."""
+    loader = make_loaders(tiny, batch_size=4, num_workers=1).train
+
+    def dies(self):
+        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+
+    monkeypatch.setattr("vision_wrapper.data.workers.Workers._started", dies)
+    with pytest.raises(WorkerError, match=r'under `if __name__ == "__main__":`.*num_workers=0'):
+        next(iter(loader))

@@ -373,6 +373,16 @@ def test_progressive_sizes_that_cannot_be(tiny, steps):
         data.make_loaders(tiny, progressive_size=steps)
 
 
-def test_leaving_out_takes_indices_alone(tiny):
-    with pytest.raises(DataError, match="indices of samples, whole numbers; got bool"):
-        data.leave_out(tiny, train=np.ones(len(tiny.train), bool))
+def test_samples_are_chosen_by_indices_or_by_a_mask(tiny):
+    mask = tiny.train.labels == 1
+    chosen = data.Subset(tiny.train, mask)
+    assert len(chosen) == len(chosen.labels) == mask.sum() and set(chosen.labels) == {1}
+    assert [chosen[i][1] for i in range(len(chosen))] == [1] * len(chosen)
+    assert set(data.leave_out(tiny, train=mask).train.labels) == set(tiny.train.labels) - {1}
+    assert len(data.Subset(tiny.train, [])) == 0
+    for wrong in (mask[:-1], [0.0], ["0"], [[0]]):
+        with pytest.raises(DataError, match="indices of samples, whole numbers, or a mask of 24 bools"):
+            data.Subset(tiny.train, wrong)
+    for wrong in ([24], [-1]):
+        with pytest.raises(DataError, match="The split has 24 samples; got indices from"):
+            data.Subset(tiny.train, wrong)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vision_wrapper.errors import SettingError
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer import Lookahead, Trainer, schedules
 from vision_wrapper.trainer.lr_finder import suggest
 
@@ -135,3 +135,21 @@ def test_what_lookahead_took_in_an_earlier_fit_is_not_in_the_curve(task):
     trainer.fit(loader, epochs=1)
     model.load_state_dict(before)
     assert trainer.find_lr(loader, num_iter=10) == curve
+
+
+def test_groups_whose_rates_are_0_have_no_proportion(task):
+    """An earlier schedule has ended there; all at one rate would be another optimizer, without a word."""
+    model, loader = task
+    groups = [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[2].parameters(), "lr": 0.1}]
+    trainer = Trainer(model, torch.optim.SGD(groups), callbacks=[])
+    trainer.fit(loader, epochs=1, schedule=schedules.cosine())
+    with pytest.raises(SettingError, match="set each group's lr"):
+        trainer.find_lr(loader)
+
+
+def test_a_batch_of_one_is_refused_as_in_a_fit(task):
+    _, loader = task
+    model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    odd = torch.utils.data.DataLoader(torch.utils.data.Subset(loader.dataset, range(33)), batch_size=32)
+    with pytest.raises(DataError, match="A batch of one image"):
+        trainer_of(model).find_lr(odd)

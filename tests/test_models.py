@@ -22,6 +22,8 @@ from vision_wrapper.errors import (
 )
 from vision_wrapper.models import MODELS, build_model
 from vision_wrapper.models.layers import ACTIVATIONS, NORMS, GhostBatchNorm, GlobalMaxPool
+from vision_wrapper.recipes import RECIPES
+from vision_wrapper.recipes.checks import check_parts
 
 PARAMETERS = {"custom_resnet": 6_573_130, "resnet18": 11_173_962, "resnet34": 21_282_122, "whitened_convnet": 1_972_514}
 SMALL = {"widths": (4, 8, 8, 8)}
@@ -490,3 +492,19 @@ def test_a_networks_own_names_are_not_changed(tmp_path):
     torch.save(model.state_dict(), tmp_path / "own.pth")
     models.load_weights(other, tmp_path / "own.pth")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_network_that_names_its_arguments_nowhere(monkeypatch):
+    """As all of torchvision's: `**kwargs` takes what its inner class takes."""
+    monkeypatch.setitem(models.MODELS, "own", lambda *, channels=4, **kwargs: models.CustomResNet(**kwargs))
+    model = build_model("own", num_classes=4, widths=(4, 4, 8, 8))
+    assert model.fc.out_features == 4
+    recipe = RECIPES["quickstart"].changed(model="own", model_args={"widths": (4, 4, 8, 8)})
+    check_parts(recipe)
+
+
+def test_weights_that_are_no_state_dict_are_told_apart_from_damage(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(DamagedFileError) as raised:
+        models.load_weights(nn.Linear(2, 2), tmp_path / "whole.pth")
+    assert "torch.save(model.state_dict(), path)" in str(raised.value) and "weights_only" not in str(raised.value)

@@ -269,10 +269,20 @@ def test_a_device_without_room_names_the_next_batch_size(images):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return self.fc(x.flatten(1))
 
+        @staticmethod
+        def without_room(x):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
     model = Full()
     loaders = data.make_loaders(images, batch_size=8)
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
-    with pytest.raises(DeviceMemoryError, match="batch_size=4"):
+    with pytest.raises(DeviceMemoryError, match="batch_size=4, with accumulate=2"):
+        trainer.fit(loaders.train, epochs=1)
+    model.calls, trainer.accumulate = 0, 4
+    with pytest.raises(DeviceMemoryError, match="batch_size=4, with accumulate=8"):
+        trainer.find_lr(loaders.train)
+    model.forward = Full.without_room
+    with pytest.raises(DeviceMemoryError, match="batch_size"):  # at the first look, which says nothing of the model
         trainer.fit(loaders.train, epochs=1)
     one = data.make_loaders(images, batch_size=1).test
     one.batch_size = 1  # for evaluation it is larger

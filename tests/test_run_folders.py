@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fits import CtrlC
 from PIL import Image
 from runs import coloured_images, command, reduced
 
@@ -336,13 +337,13 @@ def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
 
 def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
     """Groups by role, a scaled head, lookahead, sizes that grow, whitening, and averaging at test time."""
-    from vision_wrapper.recipes.run import _trainer, loaders_of
+    from vision_wrapper.recipes.run import _model, _trainer, loaders_of
 
     recipe = reduced("speedrun").changed(
         lookahead={"steps": 2}, progressive_size=((0, 0.75), (1, 1.0)), augment_args={"pad": 1}
     )
     loaders = loaders_of(recipe, images)
-    trainer = _trainer(recipe, images, loaders, callbacks=[])
+    trainer = _trainer(recipe, *_model(recipe, len(images.classes)), loaders, callbacks=[])
     groups = {group["name"]: group for group in trainer.optimizer.param_groups}
     assert groups["body"]["lr"] == 0.24 and groups["body_norms_biases"]["lr"] == 106.0
     assert groups["head"]["lr"] == pytest.approx(1.66 / 81) and groups["body_norms_biases"]["weight_decay"] == 0
@@ -389,6 +390,8 @@ def test_folder_fine_tunes_where_the_weights_are_at_hand(images, tmp_path, monke
     with contextlib.nullcontext() if at_hand else pytest.warns(UserWarning, match="begins from random weights"):
         result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[watch])
     assert watch.frozen == ([True, True, False] if at_hand else [False] * 3)
+    for text in ((result.run_dir / "recipe.json").read_text(), (result.run_dir / "report.html").read_text()):
+        assert ("random at the beginning" in text) != at_hand
     classifier = vw.load_classifier(result.run_dir / "best.safetensors")
     assert classifier.preprocess.mean == (0.485, 0.456, 0.406) and classifier.preprocess.size == (32, 32)
 
@@ -422,3 +425,12 @@ def test_every_recipe_on_two_percent_of_cifar10(name, cifar_folder, tmp_path):
     losses = result.history["train_loss"]
     assert np.isfinite(losses).all() and losses[1] < losses[0]
     assert (result.tta_accuracy is None) == (recipe.tta is None)
+
+
+def test_a_run_of_passed_images_goes_on_without_its_folder(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = reduced("quickstart").changed(epochs=2, seed=1)
+    first = recipes.run(recipe, data=images, callbacks=[CtrlC(3)])
+    assert not first.finished
+    again = recipes.run(recipe, data=images, callbacks=[])
+    assert again.finished and again.run_dir == first.run_dir and len(list((tmp_path / "runs").iterdir())) == 1

@@ -195,3 +195,15 @@ def test_numpys_whole_numbers_make_the_same_run():
     assert schedules.plateau(patience=three).describe() == schedules.plateau(patience=3).describe()
     assert repr(data.augmentation("crop_flip", pad=three)) == repr(data.augmentation("crop_flip", pad=3))
     assert type(Lookahead(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), steps=three).steps) is int
+
+
+def test_one_cycle_does_not_end_above_its_peak():
+    with pytest.raises(SettingError, match=r"final_lr <= max_lr, got final_lr=5.0"):
+        schedules.one_cycle(0.1, final_lr=5.0)
+    assert schedules.one_cycle(0.1, final_lr=0.1, peak_epoch=1).preview(2, 4)[-1] == pytest.approx(0.1)
+
+
+def test_momentum_cannot_cycle_where_there_is_none():
+    optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(SettingError, match="optimizer with momentum, got Adagrad"):
+        schedules.one_cycle(0.1, cycle_momentum=True).build(optimizer, 4, 4)

@@ -18,6 +18,7 @@ from vision_wrapper import data, explain, models, viz
 from vision_wrapper.errors import SettingError, UnknownNameError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer import History, LRCurve, Trainer, schedules
+from vision_wrapper.viz._figure import short
 from vision_wrapper.viz.cam import overlay
 
 NAMES = ("$x_1$ and \\alpha", "a_class_with_a_name_that_is_much_too_long_for_any_axis", "kočka", "5%", "{d}")
@@ -448,5 +449,15 @@ def test_other_scripts_take_the_users_fonts(monkeypatch):
     from vision_wrapper.viz import _figure
 
     with matplotlib.rc_context({"font.family": ["DejaVu Serif", "sans-serif"]}):
-        assert _figure.style()["font.family"][:2] == ["DejaVu Sans", "DejaVu Serif"]
+        assert _figure.style()["font.family"][:3] == ["DejaVu Sans", "DejaVu Serif", "sans-serif"]
     assert set(_figure._other_fonts()) <= set(_figure.OTHER_SCRIPTS)
+
+
+def test_names_are_cut_by_their_width(images):
+    """Capitals are wider than small letters, and Chinese characters twice as wide."""
+    assert short("a" * 12, 12) == "a" * 12 and short("a" * 13, 12) == "aaaaaaa…aaaa"
+    assert short("A" * 12, 12) == "AAAAA…AAA" and short("猫" * 12, 12) == "猫猫猫…猫猫"
+    fig = viz.plot_samples(images, classes=np.array(["ЖЕЛЕЗНОДОРОЖНЫЙ МОСТ"] * 3), count=3)
+    renderer = fig.canvas.get_renderer()
+    texts = [text for text in fig.texts if "Ж" in text.get_text()]
+    assert len(texts) == 3 and max(text.get_window_extent(renderer).width for text in texts) < 1.2 * fig.dpi  # inches

@@ -26,7 +26,7 @@ def description(value: Any) -> str:
     if isinstance(value, MethodType):
         return f"{description(value.__self__)}.{value.__func__.__qualname__}"
     if isinstance(value, FunctionType):
-        return f"{_name(value)} {_digest(_of_function(value))}"
+        return f"{_name(value)} {digest(_of_function(value))}"
     if isinstance(value, Mapping):
         return str({str(key): description(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
@@ -52,7 +52,8 @@ def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Of a text, short."""
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
@@ -89,6 +90,6 @@ def _held(cell: Any) -> str:
 def _plain(value: Any) -> str:
     """Without looking into functions again, which may hold each other."""
     if isinstance(value, FunctionType):
-        return f"{_name(value)} {_digest(str(_of_code(value.__code__, value.__doc__)))}"
+        return f"{_name(value)} {digest(str(_of_code(value.__code__, value.__doc__)))}"
     text = description(value) if not isinstance(value, (list, tuple, Mapping)) else repr(value)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from vision_wrapper.errors import SettingError, UnknownNameError
 
@@ -32,6 +33,11 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     return UnknownNameError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def takes_any_name(function: Callable[..., Any]) -> bool:
+    """Whether a function has `**kwargs`, so that its parameters do not say what it takes."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values())
 
 
 def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:

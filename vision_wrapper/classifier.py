@@ -322,11 +322,14 @@ def _as_images(images: Any, channels: int) -> Iterable[Any]:
         if isinstance(images, (bytes, dict)) or not hasattr(images, "__iter__"):
             raise DataError(f"Expected a path, an image, or a sequence of these; got {type(images).__name__}.")
         return images
-    if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, channels)):
+    if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4, channels)):
         return [images]
-    if images.ndim == 4:
+    if images.ndim in (1, 4):  # of one dimension: an array of paths
         return images
-    raise DataError(f"Expected one image (H, W) or (H, W, C), or a batch (N, H, W, C); got {tuple(images.shape)}.")
+    raise DataError(
+        f"Expected one image (H, W) or (H, W, C), or a batch (N, H, W, C); got {tuple(images.shape)}. A tensor "
+        "(C, H, W) becomes that by permute(1, 2, 0)."
+    )
 
 
 def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:

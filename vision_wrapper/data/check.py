@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
 from vision_wrapper._state import preserve_order, preserve_random_states
@@ -82,5 +81,5 @@ def _findings(data: ImageData | None, named: dict[str, Any], model: nn.Module | 
     if not named:
         raise SettingError("A model is tried on a batch: give check the loaders too.")
     inputs, targets = first_batch(next(iter(named.values())), 0)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    yield from check_model(model, inputs[:2].to(device), targets, classes)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), inputs)
+    yield from check_model(model, inputs[:2].to(weight.device, weight.dtype), targets, classes)

@@ -59,6 +59,8 @@ def check_model(
         model.eval()
         try:
             logits = model(inputs)
+        except torch.OutOfMemoryError:  # a RuntimeError too, which says nothing of the model
+            raise
         except (RuntimeError, ValueError) as error:
             yield does_not_take(model, inputs, error)
             return
@@ -90,11 +92,15 @@ def _fit_cross_entropy(targets: Tensor, outputs: int) -> bool:
 
 def does_not_take(model: nn.Module, inputs: Tensor, error: Exception) -> Finding:
     """The finding for a forward pass that failed."""
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    advice = "For images, compare its in_channels with the loader's channels."
+    if weights != inputs.dtype:
+        advice = f"Its weights are {weights}, the inputs {inputs.dtype}: {advice[0].lower()}{advice[1:]}"
     return Finding(
         "input_shape",
         "error",
         f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)}: {error}",
-        "For images, compare its in_channels with the loader's channels.",
+        advice,
     )
 
 

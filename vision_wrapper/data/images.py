@@ -84,7 +84,7 @@ def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
     They are Pillow's, bit for bit (OpenCV has the same libjpeg-turbo), but need not be packed from its four bytes a
     pixel.
     """
-    if image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(_ORIENTATION, 1) != 1:
+    if image.format != "JPEG" or image.mode != "RGB" or not _is_upright(image):
         return None
     content = Path(path).read_bytes()
     if not content.endswith(_END_OF_JPEG):  # OpenCV would take a part for the whole
@@ -93,6 +93,14 @@ def _plain_jpeg(image: Image.Image, path: str | Path) -> np.ndarray | None:
 
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether it is stored as it is to be seen; what its EXIF data say counts for nothing where they cannot be read."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # of a file whose pixels may be whole: any error of the reader
+        return True
 
 
 def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
@@ -113,7 +121,7 @@ def from_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
 
 def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
+    if not _is_upright(image):  # else it would be copied
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_eight_bits(np.asarray(image), sixteen_bits))

@@ -109,7 +109,10 @@ class Preprocess:
         return self.normalise(torch.from_numpy(np.stack([self.resize(self.as_array(image)) for image in images])))
 
     def as_array(self, image: Any) -> np.ndarray:
-        """A PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3), as uint8 (H, W, channels)."""
+        """A PIL image, or a uint8 array (H, W) or (H, W, C), as uint8 (H, W, channels).
+
+        Grey, RGB and RGBA (of which what is transparent becomes white) are turned into each other.
+        """
         if isinstance(image, Image.Image):
             return from_pil(image, self.channels)
         if isinstance(image, Tensor):
@@ -121,7 +124,7 @@ class Preprocess:
             )
         if image.ndim == 2:
             image = image[:, :, None]
-        if image.ndim == 3 and image.shape[2] != self.channels and {image.shape[2], self.channels} == {1, 3}:
+        if image.ndim == 3 and image.shape[2] in {1, 3, 4} - {self.channels} and self.channels in (1, 3):
             return from_pil(to_pil(image), self.channels)
         return image
 

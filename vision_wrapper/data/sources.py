@@ -15,7 +15,7 @@ from PIL import Image
 from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper._torchvision import torchvision
 from vision_wrapper.data.folders import load_folder
-from vision_wrapper.data.splits import ArraySplit, Split, Subset, stratified_split
+from vision_wrapper.data.splits import ArraySplit, Split, Subset, checked_indices, stratified_split
 from vision_wrapper.errors import DataError, DataNotFoundError, SettingError, UnknownNameError
 
 
@@ -227,7 +227,9 @@ def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
 def leave_out(
     data: ImageData, train: Sequence[int] = (), val: Sequence[int] = (), test: Sequence[int] = ()
 ) -> ImageData:
-    """The data set without some samples, by their indices in each split. `data.check` finds duplicates' indices.
+    """The data set without some samples, by their indices in each split, or by masks of them.
+
+    `data.check` finds duplicates' indices.
 
     Raises `DataError` for an index that is not there, or where nothing would be left.
     """
@@ -237,14 +239,9 @@ def leave_out(
         if not len(indices):
             splits[name] = split
             continue
-        chosen = np.asarray(indices)
-        if chosen.dtype.kind not in "iu":
-            raise DataError(f"{name} takes indices of samples, whole numbers; got {chosen.dtype}.")
-        if split is None or chosen.min() < 0 or chosen.max() >= len(split):
-            count = 0 if split is None else len(split)
-            raise DataError(f"{name} has {count} samples; got indices from {chosen.min()} to {chosen.max()}.")
-        count = len(split)
-        kept = np.setdiff1d(np.arange(count), chosen)
+        count = 0 if split is None else len(split)
+        kept = np.setdiff1d(np.arange(count), checked_indices(name, count, indices))
+        assert split is not None  # one without samples has no index
         if not len(kept):
             raise DataError(f"Leaving out all {count} samples of {name} leaves none.")
         splits[name] = Subset(split, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -99,10 +99,17 @@ class FolderSplit:
 
 
 class Subset:
-    """Some samples of another split, in the given order."""
+    """Some samples of another split, in the given order.
 
-    def __init__(self, split: Split, indices: np.ndarray):
-        self.split, self.indices = split, np.asarray(indices)
+    Args:
+        split: the other one.
+        indices: of its samples, or a mask of a bool for each of them.
+
+    Raises `DataError` for indices of samples that it does not have.
+    """
+
+    def __init__(self, split: Split, indices: Any):
+        self.split, self.indices = split, checked_indices("The split", len(split), indices)
         self.labels, self.channels, self.classes = split.labels[self.indices], split.channels, split.classes
 
     def __len__(self) -> int:
@@ -114,6 +121,26 @@ class Subset:
     def origin(self, index: int) -> str:
         """Where the whole split has it from."""
         return self.split.origin(int(self.indices[index]))
+
+
+def checked_indices(name: str, count: int, indices: Any) -> np.ndarray:
+    """Indices of `count` samples, or a mask of as many, as indices.
+
+    Raises `DataError` for anything else; `name` is what it calls the samples.
+    """
+    chosen = np.asarray(indices)
+    if chosen.dtype == bool and chosen.shape == (count,):
+        return np.flatnonzero(chosen)
+    if not chosen.size:
+        return np.zeros(0, np.int64)
+    if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
+        raise DataError(
+            f"{name} takes indices of samples, whole numbers, or a mask of {count} bools; got {chosen.dtype} of shape "
+            f"{chosen.shape}."
+        )
+    if chosen.min() < 0 or chosen.max() >= count:
+        raise DataError(f"{name} has {count} samples; got indices from {chosen.min()} to {chosen.max()}.")
+    return chosen
 
 
 def innermost(split: Split) -> Split:

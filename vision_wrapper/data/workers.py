@@ -15,13 +15,23 @@ from vision_wrapper._state import preserve_random_states
 from vision_wrapper.data.samples import Samples
 from vision_wrapper.errors import SettingError, VisionWrapperError, WorkerError
 
+_ENDED = (
+    "Often the memory did not suffice: use fewer num_workers or a smaller batch_size. With fit(checkpoint=…) the same "
+    "call goes on."
+)
+_DID_NOT_BEGIN = (
+    "Where processes are spawned, as on macOS and Windows, they run the script again up to its main part: put what it "
+    'does under `if __name__ == "__main__":`, and the functions of a notebook that they need into a module; or use '
+    "num_workers=0."
+)
+
 
 class Workers:
     """Processes that live as long as the loader, and are given each epoch's batches in turn."""
 
     def __init__(self, samples: Samples, count: int):
         self._requests = _Requests()
-        self.busy = False
+        self.busy = self._began = False
         with preserve_random_states():
             self._loader = torch.utils.data.DataLoader(
                 _Returning(samples),  # type: ignore[arg-type]
@@ -40,6 +50,7 @@ class Workers:
             with preserve_random_states():  # torch draws a base seed for its workers; ours need none
                 batches = self._started()
             for batch in batches:
+                self._began = True
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
@@ -47,10 +58,9 @@ class Workers:
             dead = "DataLoader worker" in str(error)
             if not dead:
                 raise
-            raise WorkerError(
-                f"A process that loads images has ended: {error} Often the memory did not suffice: use fewer "
-                "num_workers or a smaller batch_size. With fit(checkpoint=…) the same call goes on."
-            ) from error
+            forked = torch.multiprocessing.get_start_method() == "fork"
+            advice = _ENDED if self._began or forked else _DID_NOT_BEGIN
+            raise WorkerError(f"A process that loads images has ended: {error} {advice}") from error
         finally:
             self.busy = dead  # free, also when the pass is left before its end; the dead are never asked again
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ def borrowed(model: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Tens
         else:
             stack.enter_context(preserve_state(model))
         first = next((p for p in net.parameters() if p.is_floating_point()), images.float())
-        with torch.autocast(first.device.type, enabled=False), _nothing_in_place(net), preserve_hooks(net):
+        with torch.autocast(first.device.type, enabled=False), preserve_hooks(net):
             net.eval()
             for parameter in net.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
@@ -39,16 +38,3 @@ def _needs_copy(tensor: Tensor) -> bool:
 def plain(model: nn.Module) -> nn.Module:
     """What `torch.compile` wrapped: hooks do not reach into compiled code."""
     return getattr(model, "_orig_mod", model)
-
-
-@contextmanager
-def _nothing_in_place(model: nn.Module) -> Iterator[None]:
-    """A ReLU that overwrites the output of the layer before it would give that layer a wrong map."""
-    modules: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    try:
-        for module in modules:
-            module.inplace = False
-        yield
-    finally:
-        for module in modules:
-            module.inplace = True

@@ -23,14 +23,13 @@ class Layer(NamedTuple):
     name: str
     shape: tuple[int, ...]
     calls: int  # in one pass
-    changed: bool  # whether its output was later changed in place
     reached: bool  # whether the logits depend on it
     channels_last: bool  # whether its output is (N, H, W, C), as within Swin and ConvNeXt
 
     @property
     def map_size(self) -> tuple[int, int] | None:
         """(height, width) where there is a map of more than one pixel that Grad-CAM can use."""
-        once = self.calls == 1 and not self.changed and self.reached
+        once = self.calls == 1 and self.reached
         usable = once and len(self.shape) == 4 and self.shape[0] == 1 and not self.channels_last
         return self.shape[2:] if usable and self.shape[2:] != (1, 1) else None  # type: ignore[return-value]
 
@@ -44,12 +43,14 @@ class Probe(NamedTuple):
 
 def probed(net: nn.Module, images: Tensor) -> Probe:
     """Send one image through the network."""
-    outputs: dict[str, list[tuple[Tensor, int]]] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
     def recorder(name: str):
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[name] = [*outputs.pop(name, []), (output, output._version)]
+        def record(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                return None
+            outputs[name] = [*outputs.pop(name, []), output]
+            return output.clone()  # what follows may change it in place
 
         return record
 
@@ -63,12 +64,12 @@ def probed(net: nn.Module, images: Tensor) -> Probe:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SettingError(f"The model must return logits (N, num_classes), got {got} for one image.")
-    reached = _reached(logits, {name: calls[-1][0] for name, calls in outputs.items()})
+    reached = _reached(logits, {name: calls[-1] for name, calls in outputs.items()})
     layers = {}
     for name, calls in outputs.items():
-        shape, changed = tuple(calls[-1][0].shape), any(output._version != version for output, version in calls)
+        shape = tuple(calls[-1].shape)
         channels_last = _has_channels_last(shape, image.shape[2:])
-        layers[name] = Layer(name, shape, len(calls), changed, name in reached, channels_last)
+        layers[name] = Layer(name, shape, len(calls), name in reached, channels_last)
     return Probe(layers, logits.shape[1])
 
 
@@ -139,8 +140,6 @@ def check_layer(name: str, probe: Probe) -> None:
         why = "does not run, or does not return a tensor"
     elif layer.calls > 1:
         why = f"runs {layer.calls} times in a pass, so that its maps would be mixed up"
-    elif layer.changed:
-        why = "has an output that is changed in place later, which would give a wrong map"
     elif len(layer.shape) != 4 or layer.shape[2:] == (1, 1):
         why = f"gives no map: its output is {layer.shape}, expected (N, C, H, W) of more than 1x1"
     elif layer.channels_last:

@@ -58,8 +58,8 @@ def cam(
 
     Raises:
         UnknownNameError: the model has no layer of that name, or an unknown method.
-        SettingError: images or targets of another shape, a layer without a map, or one whose output is changed in place
-            or does not lead to the logits, for which the maps would be wrong.
+        SettingError: images or targets of another shape, a layer without a map, or one whose output does not lead to
+            the logits, for which the maps would be wrong.
     """
     METHODS[method]
     images = checked_images(images)

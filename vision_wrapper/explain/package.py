@@ -25,12 +25,16 @@ def batch_maps(
 
     images = images.detach().clone().requires_grad_()  # so that gradients flow whatever is frozen
     # No `with`: grad-cam's context manager swallows IndexError. The transform serves models with autocast inside.
-    made: Any = _package_class(method)(net, [dict(net.named_modules())[layer]], reshape_transform=torch.Tensor.float)
+    module = dict(net.named_modules())[layer]
+    made: Any = _package_class(method)(net, [module], reshape_transform=torch.Tensor.float)
+    # After grad-cam's hook: what follows may change the layer's output in place, and then changes a copy.
+    copied = module.register_forward_hook(lambda module, args, output: output.clone())
     try:
         with _no_bars():
             maps = made(images, [ClassifierOutputTarget(target) for target in targets])  # (N, H, W)
         evidence = made.evidence.reshape(len(images), -1)
     finally:
+        copied.remove()
         made.activations_and_grads.release()
     return without_the_empty(maps, evidence)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from vision_wrapper._lookup import Table, check_names
+from vision_wrapper._lookup import Table, check_names, takes_any_name
 from vision_wrapper.models.custom_resnet import CustomResNet
 from vision_wrapper.models.fine_tuning import freeze, head_of, parameter_groups, scale_head, unfreeze
 from vision_wrapper.models.resnet import ResNet, resnet18, resnet34
@@ -54,10 +55,9 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
     Raises:
         UnknownNameError: an unknown model or argument.
     """
-    import inspect
-
     constructor = MODELS[name]
-    check_names(f"argument of {name}", arguments, inspect.signature(constructor).parameters)
+    if not takes_any_name(constructor):
+        check_names(f"argument of {name}", arguments, signature(constructor).parameters)
     model = constructor(**arguments)
     if getattr(model, "architecture", None) is None:  # one that was added to MODELS and keeps no record of its own
         arguments.pop("weights", None)

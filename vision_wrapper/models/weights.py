@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 from urllib.error import URLError
 
@@ -83,6 +84,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DamagedFileError(
+            f"{path} cannot be read as plain weights. Expected is a state dict, which torch.save(model.state_dict(), "
+            "path) writes; a whole model is not loaded, because that may run code. A checkpoint is for Trainer.load."
+        ) from error
     except Exception as error:  # damage shows as any error of the unpickler, the zip reader or safetensors
         raise DamagedFileError(f"{path} cannot be read as plain weights: {error}.") from error
     for key in ("state_dict", "model", "net"):  # the wrappings in common use

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vision_wrapper._lookup import check_names
+from vision_wrapper._lookup import check_names, takes_any_name
 from vision_wrapper._numbers import is_number
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper._state import preserve_random_states
@@ -156,8 +156,9 @@ def _check_schedule(recipe: Recipe) -> None:
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """A function's parameters by name."""
-    return inspect.signature(function).parameters
+    """A function's parameters by name, without `*args` and `**kwargs`."""
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _check_arguments(
@@ -168,7 +169,9 @@ def _check_arguments(
     `fixed`: they cannot be in `arguments` too.
     """
     parameters = parameters_of(function)
-    check_names(f"entry of {name}", arguments, [p for p in parameters if not fixed or p not in given])
+    known = [p for p in parameters if not fixed or p not in given]
+    if not takes_any_name(function):
+        check_names(f"entry of {name}", arguments, known)
     missing = [
         p for p, value in parameters.items() if value.default is value.empty and p not in arguments and p not in given
     ]

@@ -62,7 +62,7 @@ class Recipe:
         model: a name of `MODELS`.
         model_args: its constructor's arguments, without num_classes and in_channels.
         pretrained: torchvision's weights of the model, such as "IMAGENET1K_V1". Where they cannot be had, training
-            begins from random weights, with a warning.
+            begins from random weights, with a warning, which the run folder and the report repeat.
         whiten: fit the network's first layer, a `Whitening`, to training images.
         head_scale: of the logits, in the form of `models.scale_head` and `models.parameter_groups`.
         optimizer: "adam", "adamw", "muon" or "sgd".

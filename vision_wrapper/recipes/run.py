@@ -39,6 +39,8 @@ from vision_wrapper.recipes.results import (
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
 
+# What recipe.json says where a recipe's pretrained weights could not be had.
+RANDOM_WEIGHTS = "random at the beginning: the pretrained ones were neither on this machine nor to be downloaded"
 _NEXT_PROCESS = 1_000_003  # from a process's seed to the next one's
 WHITENED_IMAGES = 5000  # that the first layer is fitted to (Jordan 2024)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights, RGB in [0, 1]
@@ -120,7 +122,11 @@ def run(
         with preserve_random_states(), _locked(folder, processes) as begun:
             own_seed = (checked_seed(plan.seed) + _NEXT_PROCESS * processes.rank) % 2**32  # for masks of dropout
             seed_generators(own_seed)
-            trainer = _trainer(plan, images, loaders, callbacks, device, begun)
+            # Of a run that has begun, the checkpoint has the weights.
+            model, pretrained = _model(replace(plan, pretrained=None) if begun else plan, len(images.classes))
+            if plan.pretrained and not (pretrained or begun):
+                processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, "weights": RANDOM_WEIGHTS}))
+            trainer = _trainer(plan, model, pretrained, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
         if made and processes.is_main and not (folder / "last.ckpt").exists():
@@ -138,8 +144,7 @@ def _check_same_run(identities: Sequence[dict[str, Any]]) -> None:
 
 def _opened(out: PathLike | None, identity: dict[str, Any]) -> tuple[Path, bool, bool]:
     """The run folder; whether it was made, and whether its run has ended."""
-    unfinished = None if identity["passed"] else unfinished_run(identity)  # arrays have no identity
-    folder = Path(out) if out is not None else unfinished or new_folder(identity["recipe"]["name"])
+    folder = Path(out) if out is not None else unfinished_run(identity) or new_folder(identity["recipe"]["name"])
     return folder, open_folder(folder, identity), is_finished(folder)
 
 
@@ -158,14 +163,13 @@ def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
 
 def _trainer(
     plan: Recipe,
-    images: ImageData,
+    model: nn.Module,
+    pretrained: bool,
     loaders: Loaders,
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
-    begun: bool = False,
 ) -> Trainer:
-    """The recipe's trainer; of a run that has `begun`, the checkpoint has the weights."""
-    model, pretrained = _model(replace(plan, pretrained=None) if begun else plan, len(images.classes))
+    """The recipe's trainer, of what `_model` returned."""
     if plan.whiten:
         _whiten(model, loaders)
     trainer = Trainer(
@@ -277,7 +281,7 @@ def find_lr(
     loaders = loaders_of(plan, images)
     with preserve_random_states():
         seed_generators(checked_seed(plan.seed))
-        return _trainer(plan, images, loaders, callbacks=[]).find_lr(loaders.train)
+        return _trainer(plan, *_model(plan, len(images.classes)), loaders, callbacks=[]).find_lr(loaders.train)
 
 
 def source_of(plan: Recipe, data: Any) -> Any:

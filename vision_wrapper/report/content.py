@@ -42,6 +42,7 @@ def summary_rows(run: RunFolder) -> list[tuple[str, str]]:
         ("Training time", f"{sum(row['seconds'] for row in rows):.0f} s"),
         ("Watched after each epoch", watched(run)),
         ("Data", str(run.identity["data"])),
+        *([("Weights", str(run.identity["weights"]))] if "weights" in run.identity else []),
         ("Seeds", f"1 (seed {recipe['seed']})"),
         ("Published", recipe.get("published") or "no published figure"),
         ("Measured before with this library", expected(recipe.get("expected"))),

@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from vision_wrapper._describe import description, fingerprint
+from vision_wrapper._describe import description, digest, fingerprint
 from vision_wrapper._files import PathLike, check_savable, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
@@ -280,8 +280,7 @@ def _check_trainer(trainer: Trainer, state: dict[str, Any], path: PathLike) -> N
     check_fits(trainer.model.state_dict(), state["model"], str(path))
     groups = [len(group["params"]) for group in trainer.optimizer.param_groups]
     kept = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
-    here = _class_name(trainer.optimizer)
-    there = state.get("optimizer_class", here)  # older files do not say
+    here, there = _class_name(trainer.optimizer), state["optimizer_class"]
     if there != here:
         raise OtherModelError(f"{path} has the state of an optimizer of the class {there}, this one is {here}.")
     if groups != kept:
@@ -328,6 +327,7 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
     """Plain values that a checkpoint keeps, and that have to be the same when a run goes on."""
     return {
         "epochs": run.epochs,
+        "network": _describe_network(trainer.model),
         "loader": _describe_loader(run),
         "validation": run.validates,
         "loss": description(trainer.loss_fn),
@@ -345,6 +345,12 @@ def describe(trainer: Trainer, run: Fit) -> dict[str, Any]:
         "l1": trainer.l1,
         "processes": trainer.processes.count,
     }
+
+
+def _describe_network(model: nn.Module) -> str:
+    """Its class, and a digest of the classes of its parts: weights of the same shapes may be used in other ways."""
+    parts = [(name, type(module).__qualname__) for name, module in model.named_modules()]
+    return f"{type(model).__qualname__} {digest(str(parts))}"
 
 
 def _describe_group(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, str]:
@@ -374,10 +380,16 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
     return described
 
 
+def _free_to_extend(there: dict[str, Any] | None, here: dict[str, Any] | None) -> tuple[str, ...]:
+    """The settings that may differ where a run is made longer: also the schedule, if it counts the same steps."""
+    counted = there and here and there["every"] == here["every"] and "monitor" not in {**there, **here}
+    return ("epochs", "validation", "schedule") if counted else ("epochs", "validation")
+
+
 def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend: bool) -> None:
     there = position["settings"]
     longer = there["epochs"] < run.epochs
-    free = ("epochs", "validation") if extend and longer else ()
+    free = _free_to_extend(there["schedule"], run.settings["schedule"]) if extend and longer else ()
     here = {**run.settings, **{name: there[name] for name in free}}
     found = differences(there, here)
     if not trainer.optimizer.state:  # else another schedule may have been at work

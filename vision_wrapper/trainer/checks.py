@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -194,13 +195,22 @@ def no_batch(loader: str = "loader") -> DataError:
     return DataError(f"The {loader} gave no batch. Is it empty, or an iterator that is used up?")
 
 
-def out_of_memory(loader: Any) -> DeviceMemoryError:
-    """The error for a device without room, with the batch size to try next."""
+def out_of_memory(loader: Any, accumulate: int | None = None) -> DeviceMemoryError:
+    """The error for a device without room, with the batch size to try next; `accumulate` is that of a training."""
     size = getattr(loader, "batch_size", None)
-    if isinstance(loader, Loader) and not loader.shuffle:
-        return DeviceMemoryError(
-            f"The device ran out of memory while evaluating. Set the loader's batch_size to "
-            f"{max(1, loader.batch_size // 2)} (it is {loader.batch_size})."
-        )
-    advice = f"Try batch_size={max(1, size // 2)}" if isinstance(size, int) else "Try half the batch size"
-    return DeviceMemoryError(f"The device ran out of memory. {advice}, with accumulate=2 for the same step.")
+    known, smaller = isinstance(size, int), max(1, size // 2) if isinstance(size, int) else 0
+    if accumulate is None:
+        advice = f"Set the loader's batch_size to {smaller} (it is {size})" if known else "Make its batches smaller"
+        return DeviceMemoryError(f"The device ran out of memory while evaluating. {advice}.")
+    advice = f"Try batch_size={smaller}" if known else "Try half the batch size"
+    same_step = f"with accumulate={2 * accumulate} for the same step"
+    return DeviceMemoryError(f"The device ran out of memory. {advice}, {same_step}.")
+
+
+@contextmanager
+def memory_errors(loader: Any, accumulate: int | None = None) -> Iterator[None]:
+    """Raise `DeviceMemoryError` where the device has no room; arguments as of `out_of_memory`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(loader, accumulate) from error

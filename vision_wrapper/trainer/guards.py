@@ -55,7 +55,7 @@ def end_of(run: Fit) -> Iterator[None]:
     except KeyboardInterrupt:
         run.interrupted = True  # during validation: the checkpoint before it is whole
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(run.loader) from error
+        raise out_of_memory(run.loader, run.trainer.accumulate) from error
     except LossFailed as error:
         if not run.in_epoch:  # of the validation loader
             raise

@@ -15,12 +15,19 @@ from torch import nn
 
 from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper._state import preserve_order, preserve_state
-from vision_wrapper.errors import SettingError
+from vision_wrapper.data.check_model import BATCH_OF_ONE, has_batch_norm
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
-from vision_wrapper.trainer.checks import check_still_held, check_trainable, no_batch
+from vision_wrapper.trainer.checks import (
+    check_last_batch,
+    check_still_held,
+    check_trainable,
+    memory_errors,
+    no_batch,
+)
 from vision_wrapper.trainer.first_batch import check_first_batch
 from vision_wrapper.trainer.optimizers import Lookahead
-from vision_wrapper.trainer.schedules import leading_group, rate_shares
+from vision_wrapper.trainer.schedules import check_proportion, leading_group, rate_shares
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer
@@ -84,8 +91,10 @@ def run_lr_finder(
     num_iter = whole_number("num_iter", num_iter, 2)
     check_still_held(trainer.model, trainer.optimizer)
     check_trainable(trainer.model, trainer.optimizer)
+    check_proportion(trainer.optimizer)
+    check_last_batch(trainer.model, train_loader, trainer.processes.count)
     finder_class, batches_class = _classes()
-    with _borrowed(trainer, train_loader):
+    with _borrowed(trainer, train_loader), memory_errors(train_loader, trainer.accumulate):
         finder = finder_class(trainer, val_loader)
         with _quietly(), contextlib.suppress(_LossNotFinite):
             finder.range_test(
@@ -150,13 +159,17 @@ class _LossNotFinite(Exception):
 
 def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
     """(batch, its `Parts.share`) of epoch after epoch; a loader's own count of epochs stays."""
+    refuses_one = has_batch_norm(trainer.model)
     for epoch in count():
         first, batches = True, training_batches(trainer, loader, epoch)
         for batch in batches:
             if first and epoch == 0:
                 check_first_batch(trainer, batch, loader)
             first = False
-            yield batch, batches.share if isinstance(batches, Parts) else 1.0
+            size, share = (batches.size, batches.share) if isinstance(batches, Parts) else (len(batch[1]), 1.0)
+            if refuses_one and size < 2 * trainer.processes.count:
+                raise DataError(BATCH_OF_ONE)
+            yield batch, share
         if first:
             raise no_batch()
 

@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         loss: the mean over the samples.
-        accuracy: correct / total, in [0, 1]; None where targets are no classes.
+        accuracy: correct / total, in [0, 1]; None where targets are no classes, or the model has a single output.
         correct: how many samples are right; None likewise.
         total: how many samples there are.
     """
@@ -103,8 +103,8 @@ def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
 
 
 def are_classes(logits: Tensor, targets: Tensor) -> bool:
-    """Whether targets are one class a sample, so that hits can be counted."""
-    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    """Whether targets are one class a sample, and logits one a class, so that hits can be counted."""
+    return logits.ndim == 2 and logits.shape[1] > 1 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def _forward_pass(

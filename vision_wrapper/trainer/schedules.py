@@ -171,7 +171,8 @@ def one_cycle(
         cycle_momentum: also lower the momentum (Adam's beta1) while the rate rises, 0.95 to 0.85 and back.
 
     Raises:
-        SettingError: rates that are not 0 < min_lr <= max_lr, or a peak outside the run (when training begins).
+        SettingError: rates that are not 0 < min_lr <= max_lr, a `final_lr` above them, or, when training begins, a peak
+            outside the run, and `cycle_momentum` with an optimizer that has no momentum.
     """
     max_lr, peak_epoch = pythons_own(max_lr), pythons_own(peak_epoch)
     low: float = max_lr / 25 if min_lr is None and _is_positive(max_lr) else pythons_own(min_lr)
@@ -185,11 +186,15 @@ def one_cycle(
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
     end = _at_least_0("final_lr", final_lr) if final_lr is not None else (low / 1e4 if annihilate else low)
+    if end > max_lr:
+        raise SettingError(f"one_cycle needs final_lr <= max_lr, got final_lr={final_lr!r}, max_lr={max_lr!r}.")
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         total = epochs * steps_per_epoch
         peak = 0.3 * epochs if peak_epoch is None else peak_epoch
         _check_peak(peak, epochs, steps_per_epoch, three_phase)
+        if cycle_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
+            raise SettingError(f"cycle_momentum=True needs an optimizer with momentum, got {type(optimizer).__name__}.")
         _start_at(optimizer, max_lr)
         return _OneCycle(
             optimizer,
@@ -439,6 +444,15 @@ def rate_shares(optimizer: Optimizer) -> list[float]:
     return [rate / highest for rate in rates] if highest > 0 else [1.0] * len(rates)
 
 
+def check_proportion(optimizer: Optimizer) -> None:
+    """Raise `SettingError` for several groups whose rates are all 0, where an earlier schedule has ended."""
+    if len(optimizer.param_groups) > 1 and _highest(optimizer) <= 0:
+        raise SettingError(
+            "The rates of the optimizer's groups are all 0, where an earlier schedule may have ended, so their "
+            "proportion is not known: set each group's lr."
+        )
+
+
 def leading_group(optimizer: Optimizer) -> int:
     """Which group has the largest rate: the one that schedules, the LR finder and the history speak of."""
     shares = rate_shares(optimizer)
@@ -448,13 +462,10 @@ def leading_group(optimizer: Optimizer) -> int:
 def _start_at(optimizer: Optimizer, lr: float | None) -> None:
     """Let the largest rate be `lr`, the others in proportion; None begins at the groups' own.
 
-    Raises `SettingError` for several groups whose rates are 0, where an earlier schedule has ended.
+    Raises what `check_proportion` raises.
     """
-    if lr is not None and len(optimizer.param_groups) > 1 and _highest(optimizer) <= 0:
-        raise SettingError(
-            "The rates of the optimizer's groups are all 0, where an earlier schedule may have ended, so their "
-            "proportion is not known: set each group's lr."
-        )
+    if lr is not None:
+        check_proportion(optimizer)
     for group, share in zip(optimizer.param_groups, rate_shares(optimizer), strict=True):
         group.pop("initial_lr", None)  # torch would begin there
         if lr is not None:

@@ -36,6 +36,7 @@ from vision_wrapper.trainer.checks import (
     check_optimizer,
     check_same_groups,
     check_settings,
+    memory_errors,
     no_batch,
     no_logits,
     position,
@@ -179,13 +180,13 @@ class Trainer:
         """
         with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             outputs = self._forward(inputs)
-            if not isinstance(outputs, Tensor):
-                raise no_logits(outputs)
-            logits = outputs.float()  # losses are computed in float32
-            try:
-                loss = self.loss_fn(logits, targets)
-            except LOSS_ERRORS as error:
-                raise_loss_failed(logits, targets, error)
+        if not isinstance(outputs, Tensor):
+            raise no_logits(outputs)
+        logits = outputs.float()  # losses are computed in float32, here as in `evaluate`
+        try:
+            loss = self.loss_fn(logits, targets)
+        except LOSS_ERRORS as error:
+            raise_loss_failed(logits, targets, error)
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             raise no_mean(loss)
         total = loss if not self.l1 else loss + self.l1 * self._l1_norm()
@@ -254,6 +255,7 @@ class Trainer:
             checkpoint_seconds: between two checkpoints inside an epoch.
             extend: let a checkpoint of the same run with fewer epochs go on. The schedule is then the one that is given
                 here, made for all `epochs`, from the position that was reached; without it this is an `OtherRunError`.
+                One that watches a metric goes on as it was, and has to be the same.
             batch_history: keep the loss and the rate of each batch in `history.batches`.
 
         Raises:
@@ -269,7 +271,8 @@ class Trainer:
         )
         # Another run's is refused before anything is changed.
         kept = self.processes.on_main(partial(checkpoints.read, self, run, extend))
-        check_validation(self, val_loader)
+        with memory_errors(val_loader):
+            check_validation(self, val_loader)
         if self.device.type == "cpu":
             keep_freed_memory()
         begun = False
@@ -462,6 +465,7 @@ class Trainer:
             monitor = run.schedule.monitor
             run.scheduler.step(*([] if monitor is None else [watched(row, monitor, "The schedule")]))
         run.epoch += 1
+        self.epochs_trained = run.first_epoch + run.epoch  # before callbacks, of which one may save
         run.batch, run.seconds = 0, 0.0
         with preserve_training(self.model):
             run.call("on_epoch_end")
@@ -553,8 +557,9 @@ class Trainer:
             useless, and `reason` says why.
 
         Raises:
-            SettingError: invalid rates or an invalid number of steps.
+            SettingError: invalid rates or an invalid number of steps, or several groups whose rates are all 0.
             DataError: no batch, or one that the model or the loss cannot take.
+            DeviceMemoryError: the GPU's memory did not suffice.
         """
         return run_lr_finder(self, train_loader, val_loader, start_lr, end_lr, num_iter)
 

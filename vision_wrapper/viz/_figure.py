@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -72,8 +75,11 @@ OTHER_SCRIPTS = (
 
 
 def style() -> Any:
-    """`STYLE`, with the user's own fonts (`rcParams["font.family"]`) after DejaVu Sans, and those of other scripts."""
-    own = [name for name in matplotlib.rcParams["font.family"] if name not in ("sans-serif", *STYLE["font.family"])]
+    """`STYLE`, with the user's own fonts (`rcParams["font.family"]`) after DejaVu Sans, and those of other scripts.
+
+    The name of a family among them, as "sans-serif", stands for the user's list of it (`rcParams["font.sans-serif"]`).
+    """
+    own = [name for name in matplotlib.rcParams["font.family"] if name not in STYLE["font.family"]]
     return {**STYLE, "font.family": [*STYLE["font.family"], *own, *_other_fonts()]}
 
 
@@ -152,12 +158,25 @@ def remark(fig: Figure, text: str, colour: str = MUTED) -> None:
 
 
 def short(text: object, length: int) -> str:
-    """The text in at most `length` characters, all of them printable, on one line; its middle makes room."""
+    """The text as wide as at most `length` characters, all printable, on one line; its middle makes room."""
     text = printable(" ".join(str(text).split()))
-    if len(text) <= length:
+    if sum(map(_width, text)) <= length:
         return text
-    head = (length - 1) * 2 // 3
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+    head = _beginning(text, (length - 1) * 2 // 3)
+    tail = _beginning(text[::-1], length - 1 - sum(map(_width, head)))[::-1]
+    return f"{head}…{tail}"
+
+
+def _beginning(text: str, width: float) -> str:
+    """As much of the text as is not wider than so many characters."""
+    return text[: bisect_right([*accumulate(map(_width, text))], width)]
+
+
+def _width(character: str) -> float:
+    """In units of the typical small letter: capitals take more, Chinese, Japanese and Korean characters two."""
+    if unicodedata.east_asian_width(character) in "WF":
+        return 2.0
+    return 1.3 if character.isupper() else 1.0
 
 
 def name_of(classes: Sequence[str] | None, label: int) -> str:

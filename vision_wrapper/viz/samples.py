@@ -54,8 +54,8 @@ def plot_samples(
         SettingError: a number below 0, or `columns` below 1.
     """
     if hasattr(split, "train") and hasattr(split, "classes"):
-        split, classes = split.train, classes or split.classes  # type: ignore[union-attr]
-    classes = classes or getattr(split, "classes", None)
+        split, classes = split.train, split.classes if classes is None else classes  # type: ignore[union-attr]
+    classes = getattr(split, "classes", None) if classes is None else classes
     if count < 0 or columns < 1 or (per_class is not None and per_class < 0):
         raise SettingError(
             f"Expected count and per_class of at least 0, columns of at least 1; got {count}, {per_class}, {columns}."
