@@ -235,8 +235,8 @@ def test_preprocess_checks_its_values():
     preprocess = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(DataError, match="Normalisation is done here"):
         preprocess(np.zeros((8, 8, 3), np.float32))
-    with pytest.raises(DataError, match=r"\(H, W, 3\), got shape \(8, 8, 4\)"):
-        preprocess(np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(DataError, match=r"\(H, W, 3\), got shape \(8, 8, 5\)"):
+        preprocess(np.zeros((8, 8, 5), np.uint8))
 
 
 def test_a_channel_that_is_the_same_everywhere_is_said(tiny):

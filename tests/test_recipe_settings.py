@@ -121,7 +121,7 @@ FURTHER = {
         (data.Pad(4, "reflect"), data.RandomCrop(), data.Flip(), data.Cutout(8)), 0.0, 0.125,
     ),
     "custom-resnet-fast": (
-        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.5), (5e-4, 0, 5e-4), (None, 0), 512, 10, ALTERNATING, 0.2, 0.125,
+        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.03), (5e-4, 0, 5e-4), (None, 0), 512, 10, ALTERNATING, 0.2, 0.125,
     ),
     "custom-resnet-best": (
         "custom_resnet", Muon, MUON, (0.08, 0.08, 0.5), (5e-4, 0, 5e-4), (None, 0), 512, 24,

@@ -53,7 +53,7 @@ def _name(value: Any) -> str:
 
 
 def digest(text: str) -> str:
-    """Of a text, short."""
+    """A short digest of a text."""
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 

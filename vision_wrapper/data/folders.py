@@ -41,10 +41,10 @@ def load_folder(
         rest, held_out = stratified_split(everything.labels, test_fraction, checked_seed(seed), classes)
         return {"train": Subset(everything, rest), "test": Subset(everything, held_out)}, classes
     if len(parts) == 1:
-        classes = any(_is_folder(entry) for entry in _entries(path) if entry.name != "train")
+        others = any(_is_folder(entry) for entry in _entries(path) if entry.name != "train")
         raise DataError(
             f"{path} has train/ but neither test/ nor val/. Add one, or put the classes straight into {path}, of which "
-            f"a part is then held out.{' If train/ is a class, rename it, such as to trains/.' if classes else ''}"
+            f"a part is then held out.{' If train/ is a class, rename it, such as to trains/.' if others else ''}"
         )
     classes = _class_names(parts["train"])
     for part in parts:

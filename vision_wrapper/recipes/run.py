@@ -124,8 +124,9 @@ def run(
             seed_generators(own_seed)
             # Of a run that has begun, the checkpoint has the weights.
             model, pretrained = _model(replace(plan, pretrained=None) if begun else plan, len(images.classes))
-            if plan.pretrained and not (pretrained or begun):
-                processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, "weights": RANDOM_WEIGHTS}))
+            if plan.pretrained and not begun:
+                note = {} if pretrained else {"weights": RANDOM_WEIGHTS}
+                processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, **note}))
             trainer = _trainer(plan, model, pretrained, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:

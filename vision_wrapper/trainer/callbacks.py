@@ -75,8 +75,10 @@ class Callback:
         """Before the first batch, also of a run that goes on."""
 
     def on_epoch_start(self, run: Run) -> None:
-        """Before the first batch of an epoch, and again where a resumed run goes on inside it: set values, do not
-        change them relatively."""
+        """Before the first batch of an epoch, and again where a resumed run goes on inside it.
+
+        What it changes it has to set, therefore, and not to halve or to double.
+        """
 
     def on_batch_end(self, run: Run) -> None:
         """After each batch. Reading a tensor here makes a GPU wait."""
