@@ -9,7 +9,7 @@ from fits import equal, make, ready_batches, weights
 from torch import nn
 
 import vision_wrapper as vw
-from vision_wrapper import data, models
+from vision_wrapper import data, explain, models, viz
 from vision_wrapper.errors import DataError, FileWriteError, NonFiniteLossError, SettingError
 from vision_wrapper.trainer import EpochLog, Lookahead, Trainer, schedules
 
@@ -262,3 +262,38 @@ def test_a_refused_schedule_leaves_the_optimizer_alone(images, schedule, words):
     with pytest.raises(SettingError, match=words):
         trainer.fit(loaders.train, epochs=2, schedule=schedule)
     assert repr(trainer.optimizer.state_dict()) == groups and set(vars(trainer.optimizer)) == attributes
+
+
+def test_the_neighbour_of_what_was_meant_is_named(images, tmp_path):
+    """What lies at hand after a fit, passed in place of another: said in words, and not by an attribute it lacks."""
+    trainer, loaders = make(images)
+    predictions = trainer.predict(loaders.test)
+    mistakes, split, model = predictions.mistakes(), images.train, trainer.model
+    wrong = {
+        "predictions.mistakes": (
+            lambda: viz.plot_misclassified(predictions),
+            lambda: viz.plot_gradcam(model, predictions),
+        ),
+        "Trainer.predict": (
+            lambda: viz.plot_confusion_matrix(mistakes),
+            lambda: viz.plot_per_class(mistakes),
+            lambda: viz.plot_reliability(mistakes),
+        ),
+        "data.stats": (lambda: viz.plot_class_distribution(images), lambda: viz.plot_image_sizes(images)),
+        "loader.split": (lambda: viz.plot_samples(loaders.train),),
+        "data.load": (
+            lambda: data.class_weights(split),
+            lambda: data.cached(split, tmp_path),
+            lambda: data.leave_out(split, train=[0]),
+        ),
+        "torch.nn.Module": (
+            lambda: viz.plot_gradcam(trainer, mistakes),
+            lambda: models.summary(trainer),
+            lambda: vw.save_classifier(tmp_path / "c", trainer, loaders.preprocess, images.classes),
+            lambda: explain.default_layer(trainer, next(iter(loaders.test))[0][0]),
+        ),
+    }
+    for words, calls in wrong.items():
+        for call in calls:
+            with pytest.raises(SettingError, match=f"{words}.*got [A-Z]"):
+                call()

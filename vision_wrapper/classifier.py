@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vision_wrapper import __version__
 from vision_wrapper._files import PathLike, check_writable, read_tensors, write_bytes, write_tensors
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._lookup import Table, check_different
 from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import preserve_mode, preserve_random_states, preserve_state
@@ -146,6 +147,7 @@ def save_classifier(
         SettingError: metrics, classes or a temperature of another kind, or a class that is named twice.
         FileWriteError: the disk refuses.
     """
+    check_kind(model, "model")
     if isinstance(classes, str) or not isinstance(preprocess, Preprocess):
         raise SettingError(
             "Expected save_classifier(path, model, preprocess, classes) with loaders.preprocess and a sequence of "

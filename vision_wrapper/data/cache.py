@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vision_wrapper._files import PathLike, read_json, replacing, write_json
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.data.preprocess import Preprocess
 from vision_wrapper.data.sources import ImageData
@@ -62,6 +63,7 @@ def cached(images: ImageData, folder: PathLike, size: int | tuple[int, int] | No
         DataError: an image cannot be decoded; nothing is kept.
         FileWriteError: the disk is full, or the folder cannot be written.
     """
+    check_kind(images, "data")
     chosen = common_size(images.train) if size is None else size
     preprocess = Preprocess(chosen, images.channels, (0.0,) * images.channels, (1.0,) * images.channels)  # type: ignore[arg-type]
     splits = {name: _cached_split(split, Path(folder), name, preprocess) for name, split in images.splits()}

@@ -12,6 +12,7 @@ from urllib.error import URLError
 import numpy as np
 from PIL import Image
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper._torchvision import torchvision
 from vision_wrapper.data.folders import load_folder
@@ -233,6 +234,7 @@ def leave_out(
 
     Raises `DataError` for an index that is not there, or where nothing would be left.
     """
+    check_kind(data, "data")
     splits: dict[str, Any] = {}
     for name, indices in (("train", train), ("val", val), ("test", test)):
         split: Split | None = getattr(data, name)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.data.sources import ImageData
 from vision_wrapper.data.splits import ArraySplit, Split, image_size
 from vision_wrapper.errors import DataError, SettingError
@@ -85,6 +86,7 @@ def class_weights(data: ImageData) -> Tensor:
     Their mean over the training images is 1, so a loss keeps its size. For `nn.CrossEntropyLoss(weight=…)`.
     Raises `DataError` for a class without images.
     """
+    check_kind(data, "data")
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     if not counts.all():
         raise DataError(f"Class {data.classes[int(counts.argmin())]} has no training image, so no weight fits it.")

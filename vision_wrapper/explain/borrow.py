@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._state import preserve_hooks, preserve_random_states, preserve_state
 
 
 @contextmanager
 def borrowed(model: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     """The model made fit for Grad-CAM, and the images on its device; everything is put back afterwards."""
+    check_kind(model, "model")
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         net = plain(model)
         if any(_needs_copy(tensor) for tensor in [*net.parameters(), *net.buffers()]):

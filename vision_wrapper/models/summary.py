@@ -9,6 +9,7 @@ from torch import nn
 from torchinfo import ModelStatistics
 from torchinfo import summary as torchinfo_summary
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._state import preserve_hooks, preserve_state
 from vision_wrapper.errors import SettingError
 
@@ -27,6 +28,7 @@ def summary(model: nn.Module, input_size: Sequence[int] = (3, 32, 32)) -> ModelS
     Raises:
         SettingError: the model does not take an image of that size.
     """
+    check_kind(model, "model")
     if not isinstance(input_size, Sequence) or len(input_size) == 4:
         raise SettingError(f"input_size is that of one image, (C, H, W), without the batch; got {input_size!r}.")
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):

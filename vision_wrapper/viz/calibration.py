@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import PercentFormatter
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.viz._figure import GRID, MUTED, TRAIN, WRONG, Figure, nothing, styled
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def plot_reliability(predictions: Predictions, bins: int = 15) -> Figure:
 
     Raises `SettingError` for less than one bin.
     """
+    check_kind(predictions, "predictions")
     if not len(predictions):
         return nothing("No predictions to show the calibration of.")
     calibration = predictions.calibration(bins=bins)

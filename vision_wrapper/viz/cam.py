@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._numbers import is_whole
 from vision_wrapper.errors import SettingError
@@ -51,6 +52,8 @@ def plot_gradcam(
         UnknownNameError: an unknown target, layer or method.
         SettingError: the predictions do not know their images and preprocessing, or a layer that Grad-CAM cannot use.
     """
+    check_kind(model, "model")
+    check_kind(mistakes, "mistakes")
     if not len(mistakes):
         return nothing("No misclassified images to show Grad-CAM for.")
     if columns is not None and columns < 1:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.viz._figure import MAX_NAMED, TEXT, Figure, class_rows, figure_with_axes, nothing, short, styled
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def plot_confusion_matrix(predictions: Predictions, normalise: bool = False) -> 
         predictions: from `Trainer.predict`.
         normalise: percentages of each true class in place of counts.
     """
+    check_kind(predictions, "predictions")
     if not len(predictions):
         return nothing("No predictions to show a confusion matrix of.")
     matrix = predictions.confusion_matrix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.errors import SettingError
 from vision_wrapper.viz._figure import MUTED, RIGHT, WRONG, Figure, Line, Tiles, aspect_of, nothing, styled
 
@@ -22,6 +23,7 @@ def plot_misclassified(mistakes: Mistakes, columns: int = 5) -> Figure:
     Raises:
         SettingError: the predictions do not know their images, or `columns` is below 1.
     """
+    check_kind(mistakes, "mistakes")
     if columns < 1:
         raise SettingError(f"columns must be at least 1, got {columns!r}.")
     if not len(mistakes):

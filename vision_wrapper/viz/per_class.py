@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import PercentFormatter
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.viz._figure import (
     MUTED,
     TRAIN,
@@ -27,6 +28,7 @@ _MAX_NUMBERS = 120
 @styled
 def plot_per_class(predictions: Predictions) -> Figure:
     """The fraction of each class that was recognised, with the counts, and the accuracy over all."""
+    check_kind(predictions, "predictions")
     if not len(predictions):
         return nothing("No predictions to show the classes of.")
     results = predictions.per_class()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.errors import SettingError
 from vision_wrapper.viz._figure import (
@@ -56,6 +57,7 @@ def plot_samples(
     if hasattr(split, "train") and hasattr(split, "classes"):
         split, classes = split.train, split.classes if classes is None else classes  # type: ignore[union-attr]
     classes = getattr(split, "classes", None) if classes is None else classes
+    check_kind(split, "split")
     if count < 0 or columns < 1 or (per_class is not None and per_class < 0):
         raise SettingError(
             f"Expected count and per_class of at least 0, columns of at least 1; got {count}, {per_class}, {columns}."
@@ -94,6 +96,7 @@ def _samples_by_class(split: Split, classes: Sequence[str] | None, per_class: in
 @styled
 def plot_class_distribution(stats: Stats) -> Figure:
     """How many images of each class every split has. Takes what `data.stats` returns."""
+    check_kind(stats, "stats")
     splits = {name: counts for name, counts in stats.counts.items() if sum(counts)}
     if not splits:
         return nothing("No images to count.")
@@ -115,6 +118,7 @@ def plot_class_distribution(stats: Stats) -> Figure:
 @styled
 def plot_image_sizes(stats: Stats) -> Figure:
     """Widths and heights of the images; the area of a dot is how many have this size."""
+    check_kind(stats, "stats")
     splits = {name: sizes for name, sizes in stats.sizes.items() if sizes}
     if not splits:
         return nothing("No images to measure.")
