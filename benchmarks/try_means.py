@@ -6,8 +6,8 @@ test set is not looked at. Each trial differs from "as it is" in what its name s
 in "wide" (40,000) from its own but for the head's rate, in "whitened" from those of `speedrun`, in "adam-peak" and
 "sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle` and `custom-resnet-sgd`, with peaks of their own
 in place of the learning rate finder's. Records go to docs/evidence/trials.json and into the tables of docs/trials.md;
-stopped anywhere, the same command goes on. FOLDER holds CIFAR-10 as train/CLASS/*.png and
-test/CLASS/*.png. With --page nothing is run.
+stopped anywhere, the same command goes on. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With
+--page nothing is run.
 """
 
 from __future__ import annotations

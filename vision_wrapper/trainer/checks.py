@@ -198,11 +198,11 @@ def no_batch(loader: str = "loader") -> DataError:
 def out_of_memory(loader: Any, accumulate: int | None = None) -> DeviceMemoryError:
     """The error for a device without room, with the batch size to try next; `accumulate` is that of a training."""
     size = getattr(loader, "batch_size", None)
-    known, smaller = isinstance(size, int), max(1, size // 2) if isinstance(size, int) else 0
+    half = max(1, size // 2) if isinstance(size, int) else None
     if accumulate is None:
-        advice = f"Set the loader's batch_size to {smaller} (it is {size})" if known else "Make its batches smaller"
+        advice = f"Set the loader's batch_size to {half} (it is {size})" if half else "Give it smaller batches"
         return DeviceMemoryError(f"The device ran out of memory while evaluating. {advice}.")
-    advice = f"Try batch_size={smaller}" if known else "Try half the batch size"
+    advice = f"Try batch_size={half}" if half else "Try half the batch size"
     same_step = f"with accumulate={2 * accumulate} for the same step"
     return DeviceMemoryError(f"The device ran out of memory. {advice}, {same_step}.")
 
