@@ -68,6 +68,16 @@ def test_an_image_is_classified_as_the_classifier_does(server, file, tmp_path):
     assert explain_image(load_classifier(file), png())["map"] == found["map"]
 
 
+def test_a_network_without_maps_still_answers(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
+    path = tmp_path / "linear.safetensors"
+    save_classifier(path, model, Preprocess(16, 3, (0.5,) * 3, (0.2,) * 3), NAMES)
+    found = explain_image(load_classifier(path, model=model), png())
+    assert sum(share for _, share in found["classes"]) == pytest.approx(1, abs=1e-5)
+    assert found["image"].startswith("data:image/png;base64,")
+    assert found["map"] is None and "gives a map" in found["no_map"]
+
+
 def test_what_is_no_image_is_said_without_a_path(server, file):
     status, content = ask(server, "POST", "/predict", b"not an image")
     assert status == 422 and "cannot be decoded" in json.loads(content)["error"]

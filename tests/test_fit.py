@@ -240,6 +240,19 @@ def test_extending_in_the_same_process_is_extending_in_a_new_one(images, tmp_pat
     assert rates[0] == rates[1] and rates[0][-1] > 0
 
 
+def test_batches_that_are_kept_from_a_resume_on_are_counted_from_the_beginning(images, tmp_path):
+    def fit(at, wanted):
+        trainer, loaders = make(images)
+        trainer.callbacks = [CtrlC(at)]
+        return trainer.fit(loaders.train, epochs=3, checkpoint=tmp_path / "last.ckpt", batch_history=wanted).batches
+
+    trainer, loaders = make(images)
+    straight = trainer.fit(loaders.train, epochs=3, batch_history=True).batches
+    assert fit(8, False) == []
+    kept = fit(100, True)
+    assert kept == straight[-len(kept) :] and len(straight) == 3 * len(loaders.train) > len(kept) > 0
+
+
 def test_extending_takes_the_schedule_that_is_given(images, tmp_path):
     """It goes on where the longer cycle would be; one that steps at other times is another run."""
 

@@ -227,6 +227,8 @@ def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
         ({"model": "resnet18", "model_args": {"strides": 2}}, "strides must be"),
         ({"optimizer_args": {"betas": 3}}, "optimizer_args=.*does not fit"),
         ({"schedule_args": {"max_lr": "high"}}, "max_lr='high'"),
+        ({"schedule_args": {"max_lr": 0.01, "peak_epoch": 40}}, "outside the run of 8 epochs"),
+        ({"whiten": True}, "needs a network that has a Whitening layer"),
     ],
 )
 def test_arguments_that_are_refused_are_said_before_data_are_read(settings, said, tmp_path):

@@ -359,8 +359,6 @@ def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
     assert figures["accuracy"] == result.predictions.accuracy() and figures["images_per_second"] > 0
     again = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
     assert again.tta_accuracy == result.tta_accuracy
-    with pytest.raises(SettingError, match="Whitening layer"):
-        recipes.run(reduced("quickstart"), data=images, out=tmp_path / "other", callbacks=[], whiten=True)
 
 
 class Watch(Callback):

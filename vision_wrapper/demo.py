@@ -17,7 +17,7 @@ from PIL import Image
 from vision_wrapper import explain
 from vision_wrapper.classifier import Classifier, load_classifier
 from vision_wrapper.data.images import decode, to_pil
-from vision_wrapper.errors import VisionWrapperError
+from vision_wrapper.errors import SettingError, VisionWrapperError
 from vision_wrapper.viz.cam import overlay
 
 __all__ = ["explain_image", "serve"]
@@ -34,7 +34,8 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
 
     Returns:
         "classes": pairs (name, probability) of the likeliest; "image" and "map": data URIs of what the network got,
-        and of Grad-CAM for its answer; "empty": whether there was no evidence to show.
+        and of Grad-CAM for its answer, at "layer"; "empty": whether there was no evidence to show. Of a network that
+        has no maps these are None, and "no_map" says why.
 
     Raises:
         DataError: the bytes are no image.
@@ -45,15 +46,22 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
         path.write_bytes(content)
         image = preprocess.resize(decode(path, preprocess.channels, preprocess.decode_size))
     (prediction,) = classifier.predict([image])
-    cams = explain.gradcam(classifier.model, preprocess.batch([image]), [prediction.label])
     likeliest = np.argsort(prediction.probabilities)[::-1][:SHOWN_CLASSES]
     return {
         "classes": [(classifier.classes[i], float(prediction.probabilities[i])) for i in likeliest],
         "image": _data_uri(image),
-        "map": _data_uri(overlay(image, cams.maps[0, 0])),
-        "layer": cams.layers[0],
-        "empty": bool(cams.empty[0, 0]),
+        **_map(classifier, image, prediction.label),
     }
+
+
+def _map(classifier: Classifier, image: np.ndarray, label: int) -> dict[str, Any]:
+    """Of Grad-CAM for a class, what `explain_image` returns."""
+    try:
+        cams = explain.gradcam(classifier.model, classifier.preprocess.batch([image]), [label])
+    except SettingError as error:  # a network that has no maps
+        return {"map": None, "layer": None, "empty": None, "no_map": str(error)}
+    drawn = _data_uri(overlay(image, cams.maps[0, 0]))
+    return {"map": drawn, "layer": cams.layers[0], "empty": bool(cams.empty[0, 0]), "no_map": None}
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from vision_wrapper._lookup import check_names, takes_any_name
 from vision_wrapper._numbers import is_number
 from vision_wrapper._seeding import checked_seed
@@ -16,7 +18,7 @@ from vision_wrapper.classifier import MAX_INPUT
 from vision_wrapper.data import augmentation
 from vision_wrapper.data.loaders import check_progressive_size
 from vision_wrapper.errors import SettingError
-from vision_wrapper.models import MODELS, parameter_groups
+from vision_wrapper.models import MODELS, Whitening, parameter_groups
 from vision_wrapper.models.fine_tuning import check_group_numbers
 from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead
 from vision_wrapper.trainer.optimizers import check_lookahead
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vision_wrapper.recipes.recipe import Recipe
 
 MAX_SIDE = math.isqrt(MAX_INPUT)  # pixels
+_MANY_STEPS = 10**6  # in an epoch: no fraction of one is within the first step
 DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
 
 
@@ -48,14 +51,26 @@ def check_fields(recipe: Recipe) -> None:
 def check_parts(recipe: Recipe) -> None:
     """Raise what the network, the optimizer and the schedule raise for their arguments, by making them.
 
-    Weights are neither read nor downloaded. Of the schedule of an LR finder the rates are not known yet.
+    Weights are neither read nor downloaded. Of the schedule of an LR finder the rates are not known yet, and of no
+    schedule the steps in an epoch: a peak within the first step is found later.
     """
     arguments = {name: value for name, value in recipe.model_args.items() if name != "weights"}
     with preserve_random_states():
         model = replace(recipe, pretrained=None, model_args=arguments).build_model(num_classes=2)
-        recipe.build_optimizer(model)
-    if not recipe.find_lr:
-        recipe.build_schedule()
+        optimizer = recipe.build_optimizer(model)
+    if recipe.whiten:
+        whitening_of(model)
+    schedule = None if recipe.find_lr else recipe.build_schedule()
+    if schedule is not None:
+        schedule.build(optimizer, recipe.epochs, _MANY_STEPS)
+
+
+def whitening_of(model: nn.Module) -> Whitening:
+    """The layer that a recipe with `whiten` fits. Raises `SettingError` where the network has none."""
+    layer = next((module for module in model.modules() if isinstance(module, Whitening)), None)
+    if layer is None:
+        raise SettingError(f"whiten=true needs a network that has a Whitening layer, not {type(model).__name__}.")
+    return layer
 
 
 def _check_texts(recipe: Recipe) -> None:

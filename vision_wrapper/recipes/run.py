@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from vision_wrapper import data as image_data
-from vision_wrapper import models, report
+from vision_wrapper import report
 from vision_wrapper._distributed import Processes, join
 from vision_wrapper._files import PathLike, exclusive, read_json, remove_leftovers, write_json
 from vision_wrapper._seeding import checked_seed, seed_generators
@@ -24,6 +24,7 @@ from vision_wrapper.data import ImageData, Loaders
 from vision_wrapper.data.loaders import common_size
 from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherRunError, SettingError
 from vision_wrapper.evaluation import Predictions
+from vision_wrapper.recipes.checks import whitening_of
 from vision_wrapper.recipes.folders import is_finished, new_folder, open_folder, remove_folder, unfinished_run
 from vision_wrapper.recipes.identity import content_of, differences_between, identity_of, read_run
 from vision_wrapper.recipes.recipe import Recipe
@@ -202,12 +203,9 @@ def _model(plan: Recipe, classes: int) -> tuple[nn.Module, bool]:
 
 def _whiten(model: nn.Module, loaders: Loaders) -> None:
     """Fit the first layer to training images as they are, without augmentation."""
-    layer = next((module for module in model.modules() if isinstance(module, models.Whitening)), None)
-    if layer is None:
-        raise SettingError(f"whiten=true needs a network that has a Whitening layer, not {type(model).__name__}.")
     split = loaders.train.split
     chosen = np.linspace(0, len(split) - 1, min(WHITENED_IMAGES, len(split))).astype(int)
-    layer.fit(loaders.preprocess.batch([split[int(index)][0] for index in chosen]))
+    whitening_of(model).fit(loaders.preprocess.batch([split[int(index)][0] for index in chosen]))
 
 
 def _train(

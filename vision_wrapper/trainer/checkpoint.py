@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 KIND = "checkpoint"
 # What of a run is kept and put back as it is.
 _AS_IT_WAS = (
-    "first_epoch", "epoch", "batch", "samples", "total", "val_total", "seconds", "stop", "sizes", "leader", "own_rates"
+    "first_epoch", "epoch", "step", "batch", "samples", "total", "val_total", "seconds", "stop", "sizes", "leader",
+    "own_rates",
 )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class Fit(Run):
 
     loader: Any = None
     first_epoch: int = 0  # epochs the trainer had trained before this fit
+    step: int = 0  # batches of the finished epochs
     schedule: Schedule | None = None
     scheduler: Any = None
     schedule_begun: str = ""  # the scheduler of a user's function, as it was made
@@ -159,12 +160,12 @@ class Fit(Run):
             "seconds": self.seconds,
         }
         if self.batch_history:
-            first = len(self.history.batches)
             self.history.batches += [
-                {"step": first + i, "epoch": self.epoch + 1, "lr": float(rate), "loss": loss}
+                {"step": self.step + i, "epoch": self.epoch + 1, "lr": float(rate), "loss": loss}
                 for i, (rate, loss) in enumerate(zip(self.rates, self.losses, strict=False))
             ]
         self.history.rows.append(row)
+        self.step += len(self.losses)
         return row
 
 
