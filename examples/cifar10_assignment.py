@@ -52,6 +52,8 @@ vw.seed_everything(1)
 
 # %%
 cifar = data.load(DATA, root="data")
+if Path(DATA).is_dir():
+    cifar = data.cached(cifar, RUN / "images")  # each file is decoded once, and no worker processes are needed
 stats = data.stats(cifar)
 print(stats)
 
