@@ -82,7 +82,7 @@ def with_winograd(direct: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not suits(self, input):
             return direct(self, input, weight, bias)
         output = Convolution.apply(input.to(dtype_of(input)), weight)
-        return output if bias is None else output + bias[:, None, None]
+        return output if bias is None else output + bias.to(output.dtype)[:, None, None]
 
     return forward
 

@@ -11,7 +11,8 @@ from torch import nn
 import vision_wrapper as vw
 from vision_wrapper import data, explain, models, viz
 from vision_wrapper.errors import DataError, FileWriteError, NonFiniteLossError, SettingError
-from vision_wrapper.trainer import EpochLog, Lookahead, Trainer, schedules
+from vision_wrapper.evaluation import Predictions
+from vision_wrapper.trainer import EpochLog, Lookahead, Muon, Trainer, schedules
 
 
 def test_bad_settings_are_errors_before_training(images):
@@ -109,6 +110,48 @@ def test_batches_that_cannot_be_are_named_by_every_helper(images, helper, batch,
     trainer, _ = make(images)
     with pytest.raises(DataError, match=words):
         getattr(trainer, helper)([batch], **({"epochs": 1} if helper == "fit" else {}))
+
+
+@pytest.mark.parametrize("helper", ["evaluate", "predict", "find_lr", "fit"])
+@pytest.mark.parametrize("batch", [3, (torch.zeros(4, 3, 16, 16), torch.zeros(4).long(), 1)])
+def test_a_later_batch_that_is_no_pair_is_named_too(images, helper, batch):
+    trainer, loaders = make(images)
+    with pytest.raises(DataError, match="pairs of tensors"):
+        getattr(trainer, helper)([next(iter(loaders.test)), batch], **({"epochs": 1} if helper == "fit" else {}))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: Muon(model.parameters(), lr="x"), "lr must be a number of at least 0, got 'x'"),
+        (lambda model: Muon(model.parameters(), lr=math.inf), "lr must be a number of at least 0, got inf"),
+        (lambda model: Muon(model.parameters(), momentum=None), r"momentum must be in \(0, 1\), got None"),
+        (lambda model: models.scale_head(model, 0), "scale must be a positive number, got 0"),
+        (lambda model: models.scale_head(model, math.nan), "scale must be a positive number, got nan"),
+        (lambda model: models.summary(model, (3, -1, 32)), "input_size is that of one image"),
+        (lambda model: schedules.from_function(3), "function of the optimizer, got 3"),
+        (lambda model: schedules.cosine().preview(2, 2, lr=-1), "lr must be a number of at least 0, got -1"),
+        (lambda model: explain.gradcam(model, torch.zeros(1, 1, 16, 16), [0]), "CustomResNet does not take images"),
+        (lambda model: explain.trust(model, torch.zeros(1, 3, 16, 16), [0], ["layer1", "layer2"]), "maps of one layer"),
+    ],
+)
+def test_arguments_that_cannot_be_are_said(call, words):
+    with pytest.raises(SettingError, match=words):
+        call(models.CustomResNet(num_classes=3, widths=(4, 4, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"channels": 0}, "channels must be a whole number of at least 1, got 0"),
+        ({"channels": "x"}, "channels must be a whole number"),
+        ({"test": None}, r"test must be a pair \(images, labels\)"),
+    ],
+)
+def test_arrays_that_cannot_be_are_said(arguments, words):
+    pair = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+    with pytest.raises((DataError, SettingError), match=words):
+        data.from_arrays(pair, **{"test": pair, **arguments})
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(4), torch.zeros(4, 1).long(), torch.zeros(4).int()])
@@ -279,6 +322,9 @@ def test_the_neighbour_of_what_was_meant_is_named(images, tmp_path):
             lambda: viz.plot_per_class(mistakes),
             lambda: viz.plot_reliability(mistakes),
         ),
+        "Trainer.fit": (lambda: viz.plot_history(trainer), lambda: viz.plot_learning_rate(schedules.cosine())),
+        "Trainer.find_lr": (lambda: viz.plot_lr_curve(trainer),),
+        "load_classifier": (lambda: vw.export(model, tmp_path / "c.onnx"),),
         "data.stats": (lambda: viz.plot_class_distribution(images), lambda: viz.plot_image_sizes(images)),
         "loader.split": (lambda: viz.plot_samples(loaders.train),),
         "data.load": (
@@ -289,6 +335,9 @@ def test_the_neighbour_of_what_was_meant_is_named(images, tmp_path):
         "torch.nn.Module": (
             lambda: viz.plot_gradcam(trainer, mistakes),
             lambda: models.summary(trainer),
+            lambda: models.freeze(trainer),
+            lambda: models.parameter_groups(trainer, lr=0.1),
+            lambda: data.check(loaders=loaders, model=trainer),
             lambda: vw.save_classifier(tmp_path / "c", trainer, loaders.preprocess, images.classes),
             lambda: explain.default_layer(trainer, next(iter(loaders.test))[0][0]),
         ),
@@ -297,3 +346,10 @@ def test_the_neighbour_of_what_was_meant_is_named(images, tmp_path):
         for call in calls:
             with pytest.raises(SettingError, match=f"{words}.*got [A-Z]"):
                 call()
+    with pytest.raises(SettingError, match=r"a model, .*got the class CustomResNet"):
+        vw.load_classifier(tmp_path / "c", model=models.CustomResNet)
+    for classes in (None, 3):
+        with pytest.raises(SettingError, match="sequence of names"):
+            vw.save_classifier(tmp_path / "c", model, loaders.preprocess, classes)
+    with pytest.raises(SettingError, match="classes must be a sequence of names, got 3"):
+        Predictions(predictions.logits, predictions.targets, classes=3)

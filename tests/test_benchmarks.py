@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -13,7 +15,7 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 def loaded(name):
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -89,3 +91,67 @@ def test_a_small_classifier_trains_by_the_speedrun(tmp_path, monkeypatch):
     arguments = [str(tmp_path / "images"), "--limit", "20", "--epochs", "5", "--batch-size", "10", "--runs", "0"]
     monkeypatch.setattr(sys, "argv", ["speedrun.py", *arguments])
     loaded("speedrun").main()
+
+
+class TorchsKernels:
+    """What winograd.cpp computes, by torch: (N, H, W, C) images, (filters, 3, 3, C) weights."""
+
+    @staticmethod
+    def outputs(images, weight):
+        images, weight = images.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2).to(images.dtype)
+        return torch.nn.functional.conv2d(images, weight, padding=1).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_by_other_kernels_is_the_layer(monkeypatch, bias, dtype):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    winograd = loaded("winograd")
+    monkeypatch.setattr(winograd, "kernels", TorchsKernels)
+    layer = torch.nn.Conv2d(32, 64, 3, padding=1, bias=bias)
+    images = torch.randn(2, 32, 8, 8)
+    forward = winograd.with_winograd(lambda *arguments: pytest.fail("torch's convolution was called"))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        right, found = layer(images), forward(layer, images, layer.weight, layer.bias)
+    assert found.dtype == right.dtype == dtype
+    torch.testing.assert_close(found, right, rtol=0.02, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"stride": 2},
+        {"padding": 0},
+        {"padding": 1, "groups": 2},
+        {"padding": 2, "dilation": 2},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"kernel_size": 1},
+        {"in_channels": 16, "padding": 1},
+        {"out_channels": 48, "padding": 1},
+    ],
+)
+def test_a_convolution_of_another_kind_stays_torchs(monkeypatch, arguments):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    layer = torch.nn.Conv2d(**{"in_channels": 32, "out_channels": 64, "kernel_size": 3, **arguments})
+    direct = loaded("winograd").with_winograd(lambda *arguments: "torch's")
+    assert direct(layer, torch.randn(1, layer.in_channels, 8, 8), layer.weight, layer.bias) == "torch's"
+
+
+def test_trials_never_see_a_test_image(monkeypatch, tmp_path):
+    """Each part of a study's images is of the training images, and no image is in both."""
+    import numpy as np
+    from PIL import Image
+
+    for split, shade in (("train", 0), ("test", 200)):
+        for label in range(2):
+            folder = tmp_path / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(10):
+                pixels = np.full((32, 32, 3), shade + 10 * label + number, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    try_means = loaded("try_means")
+    study = replace(next(iter(try_means.STUDIES.values())), trained=12, judged=6)
+    images = try_means.training_images_alone(study, str(tmp_path / "images"), str(tmp_path / "cache"))
+    trained, judged = ({int(split[i][0].max()) for i in range(len(split))} for split in (images.train, images.test))
+    assert len(trained) == 12 and len(judged) == 6 and not trained & judged and max(trained | judged) < 200

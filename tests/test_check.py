@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vision_wrapper import data, models
 from vision_wrapper.data.splits import FolderSplit
-from vision_wrapper.errors import DataError, SettingError
+from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 from vision_wrapper.trainer import Trainer
 
 
@@ -216,6 +216,8 @@ def test_what_is_no_data_and_no_loaders(tiny):
     loaders = data.make_loaders(tiny, batch_size=8)
     with pytest.raises(SettingError, match=r"got Loaders.*check\(loaders=loaders\)"):
         data.check(loaders)
+    with pytest.raises(UnknownNameError, match=r"Unknown loader 'training'.*Known: test, train, val"):
+        data.check(loaders={"training": loaders.train})
     with pytest.raises(SettingError, match=r"loaders must be .* got Loader"):
         data.check(tiny, loaders.train)
     images, labels = torch.zeros(4, 3, 8, 8), torch.arange(4) % 2

@@ -111,6 +111,28 @@ def test_states_find_their_callbacks_in_another_list(images, tmp_path):
         fit(3, [EpochLog(), FreezeBody(0)])
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"patience": 3}, "patience: 9 there, 3 here"),
+        ({"patience": 9, "min_delta": 0.5}, "min_delta: 0.0 there, 0.5 here"),
+        ({"patience": 9, "monitor": "train_accuracy"}, "monitor: 'train_loss' there, 'train_accuracy' here"),
+    ],
+)
+def test_a_run_that_would_be_stopped_by_another_rule_is_another_run(images, tmp_path, other, words):
+    def fit(epochs, stopping, at=100):
+        trainer, loaders = make(images, callbacks=[CtrlC(at), stopping])
+        trainer.fit(loaders.train, epochs=epochs, checkpoint=tmp_path / "last.ckpt", extend=True)
+        return stopping
+
+    fit(2, EarlyStopping("train_loss", patience=9), at=6)
+    with pytest.raises(OtherRunError, match=f"EarlyStopping: {words}"):
+        fit(2, EarlyStopping(**{"monitor": "train_loss", **other}))
+    fit(2, EarlyStopping("train_loss", patience=9))
+    extended = fit(3, EarlyStopping(**{"monitor": "train_loss", **other}))
+    assert (extended.best > 0) == (extended.monitor == "train_accuracy")  # of a loss the score is its negative
+
+
 def test_a_callback_whose_state_cannot_be_kept_is_refused_before_training(images, tmp_path):
     class Confused(Callback):
         def state_dict(self):

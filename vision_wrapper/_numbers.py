@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,11 +21,30 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0."""
+    return is_number(value) and 0 < value < math.inf
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """The value as an int. Raises `SettingError` unless it is a whole number of at least `least`."""
     if not is_whole(value) or value < least:
         raise SettingError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     return int(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """The value, as python's own. Raises `SettingError` unless it is a finite number above 0."""
+    if not is_positive(value):
+        raise SettingError(f"{name} must be a positive number, got {value!r}.")
+    return pythons_own(value)
+
+
+def number_from_0(name: str, value: Any) -> float:
+    """The value, as python's own. Raises `SettingError` unless it is a finite number of at least 0."""
+    if not (is_number(value) and 0 <= value < math.inf):
+        raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
+    return pythons_own(value)
 
 
 def pythons_own(value: Any) -> Any:

@@ -148,7 +148,8 @@ def save_classifier(
         FileWriteError: the disk refuses.
     """
     check_kind(model, "model")
-    if isinstance(classes, str) or not isinstance(preprocess, Preprocess):
+    named = isinstance(classes, Iterable) and not isinstance(classes, str)
+    if not named or not isinstance(preprocess, Preprocess):
         raise SettingError(
             "Expected save_classifier(path, model, preprocess, classes) with loaders.preprocess and a sequence of "
             f"names, got {type(preprocess).__name__} and {type(classes).__name__}."
@@ -182,7 +183,10 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
         DamagedFileError: it is truncated, altered, or no classifier.
         NewerFormatError: it was written by a newer version of this library.
         OtherModelError: the weights are of another network than `model`, or the file needs `model` and has none.
+        SettingError: `model` is no network.
     """
+    if model is not None:
+        check_kind(model, "model")
     content, _ = read_tensors(path, "classifier")
     try:
         state, architecture, metrics = content[""], content["architecture"], content["metrics"]
@@ -383,8 +387,9 @@ def export(classifier: Classifier | PathLike, out: PathLike, format: Literal["on
     check_writable(out)
     if format == "onnx":
         _require("onnx", "onnxscript")
-    if not isinstance(classifier, Classifier):
+    if isinstance(classifier, (str, os.PathLike)):
         classifier = load_classifier(classifier)
+    check_kind(classifier, "classifier")
     # Two images, because torch.export takes an axis of one for a constant.
     images = torch.zeros(2, *classifier.preprocess.size, classifier.preprocess.channels, dtype=torch.uint8)
     with preserve_random_states(), torch.no_grad():

@@ -55,7 +55,7 @@ def explain_image(classifier: Classifier, content: bytes) -> dict[str, Any]:
 
 
 def _map(classifier: Classifier, image: np.ndarray, label: int) -> dict[str, Any]:
-    """Of Grad-CAM for a class, what `explain_image` returns."""
+    """`map`, `layer`, `empty` and `no_map`, as `explain_image` returns them, for this class."""
     try:
         cams = explain.gradcam(classifier.model, classifier.preprocess.batch([image]), [label])
     except SettingError as error:  # a network that has no maps

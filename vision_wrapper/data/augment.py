@@ -265,7 +265,7 @@ def checked_operations(augment: Sequence[Any]) -> Operations:
 
 
 def augmentation(name: str, **changes: Any) -> Operations:
-    """The operations of that name in `AUGMENTATIONS`, with some numbers changed.
+    """The operations of that name in `AUGMENTATIONS`, with some fields changed.
 
     Args:
         name: in `AUGMENTATIONS`.
@@ -274,7 +274,8 @@ def augmentation(name: str, **changes: Any) -> Operations:
 
     Raises:
         UnknownNameError: an unknown name or change.
-        SettingError: a change of an operation that this augmentation does not have, or an invalid value.
+        SettingError: a change of an operation that this augmentation does not have, or an invalid value; `make_loaders`
+            raises it for a `fill` that does not fit the images.
 
     Example: `data.augmentation("crop_flip_cutout", hole_size=16, fill="mean")`.
     """

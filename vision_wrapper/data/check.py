@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from vision_wrapper._kinds import check_kind
+from vision_wrapper._lookup import check_names
 from vision_wrapper._state import preserve_order, preserve_random_states
 from vision_wrapper.data.check_images import check_duplicates, check_labels
 from vision_wrapper.data.check_loader import check_loader, first_batch
@@ -41,6 +43,7 @@ def check(
 
     Raises:
         SettingError: a model without loaders, a loader that gives no batch, or an argument of another kind.
+        UnknownNameError: a loader of another name.
         DataError: batches that are no pairs of tensors, an image that cannot be decoded, or an augmentation that fails.
         DataNotFoundError: an image file that is gone.
     """
@@ -64,7 +67,9 @@ def _named(loaders: Any) -> dict[str, Any]:
             f'{{"train": loader}}; got {type(loaders).__name__}.'
         )
     named = loaders._asdict() if isinstance(loaders, Loaders) else dict(loaders or {})
-    return {name: loader for name, loader in named.items() if name in ("train", "val", "test") and loader is not None}
+    if not isinstance(loaders, Loaders):
+        check_names("loader", named, ("train", "val", "test"))
+    return {name: named[name] for name in ("train", "val", "test") if named.get(name) is not None}
 
 
 def _findings(data: ImageData | None, named: dict[str, Any], model: nn.Module | None, near: bool) -> Iterator[Finding]:
@@ -78,6 +83,7 @@ def _findings(data: ImageData | None, named: dict[str, Any], model: nn.Module | 
             classes = len(loader.classes)
     if model is None:
         return
+    check_kind(model, "model")
     if not named:
         raise SettingError("A model is tried on a batch: give check the loaders too.")
     inputs, targets = first_batch(next(iter(named.values())), 0)

@@ -133,7 +133,7 @@ def _in_memory(split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def fingerprint(split: Split) -> str:
-    """Of the labels and of a few images: enough to tell two data sets apart at each fit, and quick."""
+    """A digest of the labels and of a few images: enough to tell two data sets apart at each fit, and quick."""
     digest = hashlib.blake2b(np.ascontiguousarray(split.labels).tobytes(), digest_size=8)
     for index in np.linspace(0, len(split) - 1, _FINGERPRINTED).astype(int):
         digest.update(split[int(index)][0].tobytes())
@@ -141,7 +141,7 @@ def fingerprint(split: Split) -> str:
 
 
 def whole_fingerprint(split: Split) -> str:
-    """Of the labels and of every image: about a second a gigabyte of pixels in memory, or of files.
+    """A digest of the labels and of every image: about a second a gigabyte of pixels in memory, or of files.
 
     Where a file lies and what it is called does not count: only what is learned from and tested on.
     """

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vision_wrapper._kinds import check_kind
 from vision_wrapper._lookup import Table, unknown_name
+from vision_wrapper._numbers import whole_number
 from vision_wrapper._torchvision import torchvision
 from vision_wrapper.data.folders import load_folder
 from vision_wrapper.data.splits import ArraySplit, Split, Subset, checked_indices, stratified_split
@@ -156,33 +157,34 @@ def from_arrays(
         test: likewise.
         classes: a name for each label; None names them "0", "1", ….
         val: a validation split, likewise.
-        channels: None means 3 for grey and RGB images, so that every model fits, and C for any other C.
+        channels: at least 1; None means 3 for grey and RGB images, so that every model fits, and C for any other C.
         name: shown in figures and reports.
 
     Raises:
         DataError: other shapes or types, labels that do not fit, fewer than two classes.
+        SettingError: `channels` is no whole number of at least 1.
     """
+    channels = None if channels is None else whole_number("channels", channels, 1)
     named = classes is None or (isinstance(classes, (Sequence, np.ndarray)) and not isinstance(classes, str))
     if not named or (classes is not None and len(set(map(str, classes))) != len(classes)):
         raise DataError(f"classes must be a sequence of different names, got {classes!r}.")
-    splits = {}
-    for split_name, pair in (("train", train), ("test", test), ("val", val)):
-        splits[split_name] = None if pair is None else _array_split(split_name, pair, channels)
+    splits = {"train": _array_split("train", train, channels), "test": _array_split("test", test, channels)}
+    if val is not None:
+        splits["val"] = _array_split("val", val, channels)
     if classes is None:
         classes = [str(i) for i in range(int(splits["train"].labels.max()) + 1)]
     if len(classes) < 2:
         raise DataError(f"There must be at least two classes, got {list(classes)!r}.")
-    found = {split_name: split.images.shape[-1] for split_name, split in splits.items() if split is not None}
+    found = {split_name: split.images.shape[-1] for split_name, split in splits.items()}
     if len(set(found.values())) > 1:
         raise DataError(
             f"The splits must have images (N, H, W, C) of the same number of channels, got {found}. For (N, C, H, W): "
             "images.transpose(0, 2, 3, 1)."
         )
     for split_name, split in splits.items():
-        if split is not None:
-            _check_labels(split_name, split.labels, len(classes))
-            split.classes = tuple(map(str, classes))
-    return ImageData(name, splits["train"], splits["test"], tuple(map(str, classes)), val=splits["val"])
+        _check_labels(split_name, split.labels, len(classes))
+        split.classes = tuple(map(str, classes))
+    return ImageData(name, splits["train"], splits["test"], tuple(map(str, classes)), val=splits.get("val"))
 
 
 def _array_split(name: str, pair: tuple[np.ndarray, np.ndarray], channels: int | None) -> ArraySplit:

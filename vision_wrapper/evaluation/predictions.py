@@ -6,7 +6,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vision_wrapper._files import PathLike, write_bytes
 from vision_wrapper._lookup import Table, check_different
-from vision_wrapper._numbers import is_number, is_whole, whole_number
+from vision_wrapper._numbers import is_number, is_whole, positive_number, whole_number
 from vision_wrapper.errors import DamagedFileError, DataError, DataNotFoundError, SettingError
 from vision_wrapper.evaluation.measures import Calibration, CalibrationBin, ClassResult, Curve, class_result
 from vision_wrapper.evaluation.mistakes import Mistake, Mistakes, class_index
@@ -349,9 +349,7 @@ class Predictions:
 
 def checked_temperature(temperature: Any) -> float:
     """The temperature as a float. Raises `SettingError` unless it is a positive number."""
-    if not is_number(temperature) or not 0 < temperature < math.inf:
-        raise SettingError(f"temperature must be a positive number, got {temperature!r}.")
-    return float(temperature)
+    return float(positive_number("temperature", temperature))
 
 
 def _tensor(what: str, values: Any) -> Tensor:
@@ -382,8 +380,8 @@ def _check_range(what: str, values: Tensor, limit: int, reason: str) -> None:
 
 
 def _names(classes: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(classes, str):
-        raise SettingError(f"classes must be a sequence of names, got the text {classes!r}.")
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise SettingError(f"classes must be a sequence of names, got {classes!r}.")
     names = tuple(str(name) for name in classes)
     check_different(names)
     return names

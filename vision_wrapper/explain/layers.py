@@ -58,6 +58,12 @@ def probed(net: nn.Module, images: Tensor) -> Probe:
     handles = [module.register_forward_hook(recorder(name)) for name, module in submodules(net)]
     try:
         logits = net(image)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what layers raise for images of another size or number of channels
+        raise SettingError(
+            f"{type(net).__name__} does not take images of shape {tuple(images.shape[1:])} (C, H, W): {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

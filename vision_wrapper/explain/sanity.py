@@ -99,6 +99,8 @@ def trust(
     images, seed = checked_images(images), checked_seed(seed)
     if not len(images):
         raise SettingError("trust needs at least one image.")
+    if layer is not None and not isinstance(layer, (str, nn.Module)):
+        raise SettingError(f"trust is of the maps of one layer, a name or a module; got {layer!r}.")
     name = None if layer is None else layer_names(model, layer)[0]
     found = cam(model, images, targets, name, method)
     with _shuffled(model, seed) as shuffled:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from vision_wrapper._numbers import is_number
+from vision_wrapper._kinds import check_kind
+from vision_wrapper._numbers import number_from_0, positive_number
 from vision_wrapper.errors import SettingError
 
 HEAD = "fc"  # the linear layer at the end, in every network of this library and in torchvision's ResNets
@@ -16,6 +16,7 @@ HEAD = "fc"  # the linear layer at the end, in every network of this library and
 
 def head_of(model: nn.Module) -> nn.Module:
     """The classifying layer: `fc`, or else the last linear layer of the network."""
+    check_kind(model, "model")
     head = getattr(model, HEAD, None)
     if isinstance(head, nn.Module):
         return head
@@ -54,8 +55,10 @@ def scale_head(model: nn.Module, scale: float) -> None:
     """Multiply the weights and the bias of the head by `scale`, for small logits at the beginning.
 
     With `parameter_groups(…, head_scale=scale)` training then goes as if the logits of an unscaled head were multiplied
-    by `scale`, which Page (2018) found to pay for batch norm networks; 0.125 is his.
+    by `scale`, which Page (2018) found to pay for batch norm networks; 0.125 is his. Raises `SettingError` for a scale
+    that is not above 0.
     """
+    scale = positive_number("scale", scale)
     for parameter in head_of(model).parameters():
         parameter.mul_(scale)
 
@@ -121,14 +124,7 @@ def check_group_numbers(
     """Raise `SettingError` for numbers that `parameter_groups` cannot take."""
     for name, value in (("body_lr", body_lr), ("norms_biases_lr", norms_biases_lr)):
         if value is not None:
-            _check_at_least_0(name, value)
+            number_from_0(name, value)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("norms_biases_decay", norms_biases_decay)):
-        _check_at_least_0(name, value)
-    _check_at_least_0("head_scale", head_scale)
-    if head_scale == 0:
-        raise SettingError("head_scale must be above 0.")
-
-
-def _check_at_least_0(name: str, value: Any) -> None:
-    if not is_number(value) or not 0 <= value < math.inf:
-        raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
+        number_from_0(name, value)
+    positive_number("head_scale", head_scale)

@@ -10,6 +10,7 @@ from torchinfo import ModelStatistics
 from torchinfo import summary as torchinfo_summary
 
 from vision_wrapper._kinds import check_kind
+from vision_wrapper._numbers import is_whole
 from vision_wrapper._state import preserve_hooks, preserve_state
 from vision_wrapper.errors import SettingError
 
@@ -29,7 +30,8 @@ def summary(model: nn.Module, input_size: Sequence[int] = (3, 32, 32)) -> ModelS
         SettingError: the model does not take an image of that size.
     """
     check_kind(model, "model")
-    if not isinstance(input_size, Sequence) or len(input_size) == 4:
+    pixels = isinstance(input_size, Sequence) and all(is_whole(side) and side > 0 for side in input_size)
+    if not pixels or len(input_size) == 4:
         raise SettingError(f"input_size is that of one image, (C, H, W), without the batch; got {input_size!r}.")
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise SettingError(

@@ -86,8 +86,8 @@ class WhitenedConvNet(nn.Module):
 class Whitening(nn.Module):
     """A fixed convolution to the principal components of patches, each of mean square 1, and their negatives.
 
-    (N, C, H, W) to (N, 2 * C * 4, H - 1, W - 1). The bias is learned. As Page (2019) has it, without overlap of roles:
-    what follows sees inputs that are not correlated. Before `fit` the components are single pixels.
+    (N, C, H, W) to (N, 2 * C * 4, H - 1, W - 1). The bias is learned. What follows then sees inputs that are not
+    correlated (Page 2019). Before `fit` the components are single pixels.
     """
 
     PATCH = 2  # pixels

@@ -40,11 +40,13 @@ def open_folder(folder: Path, identity: dict[str, Any]) -> bool:
         differences = differences_between(read_json(folder / "recipe.json"), identity)
         if differences:
             raise OtherRunError(
-                f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out=."
+                f"{folder} holds another run ({'; '.join(differences[:4])}). Choose another folder with out= (--out)."
             )
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder} is there, but is no run folder (no recipe.json). Choose another with out=.")
+        raise SettingError(
+            f"{folder} is there, but is no run folder (no recipe.json). Choose another with out= (--out)."
+        )
     if folder.exists():  # and empty; it may be a disk of its own, or where somebody stands
         write_json(folder / "recipe.json", identity)
         return True

@@ -79,7 +79,7 @@ class Recipe:
         epochs: that are trained.
         schedule_epochs: that the schedule is made for, where the run ends before; None is `epochs`.
         augment: a name of `AUGMENTATIONS`.
-        augment_args: numbers to change in it, as of `data.augmentation`.
+        augment_args: fields to change in it, as of `data.augmentation`.
         size: of the network's input, pixels; None is that of the images, or 224 where they differ.
         normalisation: by mean and standard deviation of the training "data", or of "imagenet" (for pretrained weights).
         progressive_size: pairs (epoch, share of the size), as of `data.make_loaders`.

@@ -48,7 +48,7 @@ class Repeats:
 
     @property
     def mean(self) -> float:
-        """Of the accuracies."""
+        """The mean accuracy over the seeds, in [0, 1]."""
         return statistics.fmean(self.accuracies)
 
     @property
@@ -91,12 +91,12 @@ class Comparison:
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Of the accuracies, one a seed."""
+        """The accuracy of `a` less that of `b`, one a seed."""
         return tuple(x - y for x, y in zip(self.a.accuracies, self.b.accuracies, strict=True))
 
     @property
     def difference(self) -> float:
-        """Their mean."""
+        """The mean of the differences."""
         return statistics.fmean(self.differences)
 
     @property

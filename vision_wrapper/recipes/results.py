@@ -18,7 +18,7 @@ from vision_wrapper.classifier import load_classifier, save_classifier
 from vision_wrapper.data import ImageData, Loader, Loaders
 from vision_wrapper.errors import DamagedFileError, SettingError
 from vision_wrapper.evaluation import Mistakes, Predictions
-from vision_wrapper.recipes.recipe import COUNTED_IN_EPOCHS, Recipe
+from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.table import RECIPES
 from vision_wrapper.trainer import Callback, History, LRCurve, Run, Trainer
 from vision_wrapper.viz._figure import nothing
@@ -59,14 +59,10 @@ def _changes(plan: Recipe) -> dict[str, Any] | None:
     """The fields in which the plan differs from the recipe of its name, seed apart; None where there is none."""
     if plan.name not in RECIPES:
         return None
-    base, fields = RECIPES[plan.name].as_dict(), plan.as_dict()
-    told = {"seed", "expected", "data"}
-    always = COUNTED_IN_EPOCHS if base["epochs"] != fields["epochs"] else {}  # left out, these would be scaled
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in told and (value != base[name] or (name in always and value is not None))
-    }
+    recipe, told = RECIPES[plan.name], {"seed", "expected", "data"}
+    scaled = recipe.changed(epochs=plan.epochs).as_dict()  # what the number of epochs changes need not be said
+    changes = {name: value for name, value in plan.as_dict().items() if name not in told and value != scaled[name]}
+    return changes if plan.epochs == recipe.epochs else {"epochs": plan.epochs, **changes}
 
 
 def store_temperature(path: Path, held_out: Loader, trainer: Trainer) -> None:

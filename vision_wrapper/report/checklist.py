@@ -40,7 +40,6 @@ def checklist(
         *_found_rate(recipe, rows, curve),
         *_one_cycle(recipe, rows, curve),
         *_order(predictions),
-        *_augmentation(recipe),
         *_expected(recipe, predictions, data),
     ]
 
@@ -95,16 +94,6 @@ def _order(predictions: Predictions | None) -> Iterator[Promise]:
         return
     indices = predictions.indices.tolist()
     yield Promise(_state(indices == list(range(len(indices)))), promise, f"{len(indices)} images, in their order")
-
-
-def _augmentation(recipe: dict[str, Any]) -> Iterator[Promise]:
-    if recipe.get("augment", "none") != "none":
-        name = recipe["augment"].replace("_", ", ")
-        yield Promise(
-            "kept",
-            f"augmentation ({name}) comes before normalisation, and for training images alone",
-            "the loaders augment raw pixels in 0..255, and normalise what comes out",
-        )
 
 
 def _expected(recipe: dict[str, Any], predictions: Predictions | None, data: str) -> Iterator[Promise]:

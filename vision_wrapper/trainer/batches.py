@@ -78,7 +78,7 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
         images, size = len(loader.split), loader.batch_size
         return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
     if processes.count == 1:
-        return _iterator(loader)
+        return map(check_pair, _iterator(loader))
     sampler = _distributed_sampler(loader)
     if sampler is not None:
         _check_repeats_none(sampler)
@@ -115,7 +115,7 @@ def _iterator(loader: Any) -> Iterator[Any]:
 
 
 def _distributed_sampler(loader: Any) -> DistributedSampler | None:
-    """That of a torch DataLoader, which gives each process samples of its own."""
+    """The loader's DistributedSampler, which gives each process samples of its own, or None."""
     return next((sampler for sampler in samplers(loader) if isinstance(sampler, DistributedSampler)), None)
 
 

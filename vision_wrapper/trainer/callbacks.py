@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._lookup import unknown_name
-from vision_wrapper._numbers import is_number, whole_number
-from vision_wrapper.errors import MissingPackageError, SettingError
+from vision_wrapper._numbers import number_from_0, whole_number
+from vision_wrapper.errors import MissingPackageError
 from vision_wrapper.models import freeze
 from vision_wrapper.trainer.history import COLUMNS, History, check_monitor, check_validated, watched
 
@@ -90,7 +90,10 @@ class Callback:
         """After the last epoch, and after an error or an interruption."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep of this callback: plain values and tensors."""
+        """What a checkpoint has to keep of this callback: plain values and tensors.
+
+        What is under "settings" has to be the same when the run goes on, unless it is extended.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -256,9 +259,8 @@ class EarlyStopping(Callback):
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0):
         check_monitor(monitor)
-        if not is_number(min_delta) or not min_delta >= 0:
-            raise SettingError(f"min_delta must be a number of at least 0, got {min_delta!r}.")
-        self.monitor, self.patience, self.min_delta = monitor, whole_number("patience", patience, 1), min_delta
+        self.monitor, self.patience = monitor, whole_number("patience", patience, 1)
+        self.min_delta = number_from_0("min_delta", min_delta)
         self.best, self.waited = -math.inf, 0
 
     def on_fit_start(self, run: Run) -> None:
@@ -279,12 +281,14 @@ class EarlyStopping(Callback):
             run.stop = f"{self.monitor} has not improved for {self.patience} epochs"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and how long ago it was."""
-        return {"best": self.best, "waited": self.waited}
+        """The best score and how long ago it was, and what it was judged by."""
+        settings = {"monitor": self.monitor, "patience": self.patience, "min_delta": self.min_delta}
+        return {"best": self.best, "waited": self.waited, "settings": settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put them back."""
-        self.best, self.waited = state["best"], state["waited"]
+        """Put them back; where an extended run watches something else, it begins anew."""
+        if state["settings"]["monitor"] == self.monitor:
+            self.best, self.waited = state["best"], state["waited"]
 
 
 class TensorBoard(Callback):

@@ -123,7 +123,9 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
                 f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
             )
         _check_same_run(trainer, run, state["run"], extend)
-        _matched(trainer, state["run"]["callbacks"])
+        for callback, own in _matched(trainer, state["run"]["callbacks"]):
+            if run.epochs == state["run"]["settings"]["epochs"]:
+                _check_same_callback(callback, own, run.checkpoint)
         _check_trainer(trainer, state, run.checkpoint)
     return state
 
@@ -179,6 +181,16 @@ def _matched(trainer: Trainer, kept: Sequence[tuple[str, Any]]) -> list[tuple[Ca
         waiting.remove(callback)
         matched.append((callback, state))
     return matched
+
+
+def _check_same_callback(callback: Callback, kept: dict[str, Any], path: PathLike) -> None:
+    """Raise `OtherRunError` where a callback says that it had other settings."""
+    found = differences(kept.get("settings", {}), callback.state_dict().get("settings", {}))
+    if found:
+        raise OtherRunError(
+            f"{path} is of another run ({type(callback).__qualname__}: {'; '.join(found)}). Use the same settings, "
+            "another path, or delete the file."
+        )
 
 
 def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from vision_wrapper._numbers import is_number
+from vision_wrapper._numbers import is_number, number_from_0, positive_number
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.data.findings import first_few
@@ -33,10 +33,9 @@ def check_settings(*, ema: Any, clip_norm: Any, accumulate: int, l1: Any, compil
         )
     if ema is not None and not (is_number(ema) and 0 < ema < 1):
         raise SettingError(f"ema is a decay between 0 and 1, such as 0.999, got {ema!r}.")
-    if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
-        raise SettingError(f"clip_norm must be a positive number, got {clip_norm!r}.")
-    if not (is_number(l1) and l1 >= 0):
-        raise SettingError(f"l1 must be a number of at least 0, got {l1!r}.")
+    if clip_norm is not None:
+        positive_number("clip_norm", clip_norm)
+    number_from_0("l1", l1)
 
 
 def check_callbacks(callbacks: Sequence[Any]) -> list[Callback]:

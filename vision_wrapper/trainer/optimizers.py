@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vision_wrapper._lookup import Table
-from vision_wrapper._numbers import is_number, whole_number
+from vision_wrapper._numbers import is_number, number_from_0, whole_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.precision import cpu_has_bf16
 
@@ -28,7 +28,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them with their own "lr" and "weight_decay".
-        lr: of filters, radians or so: 0.24 is airbench's first.
+        lr: of all parameters. Of filters it is about the angle, in radians, by which a step turns them; airbench begins
+            at 0.24.
         momentum: of filters.
         sgd_momentum: of the others.
         weight_decay: of the others, as in torch's SGD.
@@ -45,10 +46,10 @@ class Muon(torch.optim.Optimizer):
         sgd_momentum: float = 0.85,
         weight_decay: float = 0.0,
     ):
-        if not lr >= 0 or not weight_decay >= 0:
-            raise SettingError(f"lr and weight_decay must be at least 0, got {lr!r} and {weight_decay!r}.")
-        if not (0 < momentum < 1 and 0 < sgd_momentum < 1):
-            raise SettingError(f"momentum and sgd_momentum must be in (0, 1), got {momentum!r} and {sgd_momentum!r}.")
+        lr, weight_decay = number_from_0("lr", lr), number_from_0("weight_decay", weight_decay)
+        for name, value in (("momentum", momentum), ("sgd_momentum", sgd_momentum)):
+            if not is_number(value) or not 0 < value < 1:
+                raise SettingError(f"{name} must be in (0, 1), got {value!r}.")
         defaults = {"lr": lr, "momentum": momentum, "sgd_momentum": sgd_momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 

@@ -17,7 +17,15 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from vision_wrapper._describe import description
 from vision_wrapper._lookup import Table
-from vision_wrapper._numbers import is_number, is_whole, pythons_own, whole_number
+from vision_wrapper._numbers import (
+    is_number,
+    is_positive,
+    is_whole,
+    number_from_0,
+    positive_number,
+    pythons_own,
+    whole_number,
+)
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
 
@@ -61,10 +69,10 @@ class Schedule:
         `lr` is the optimizer's own rate, from which some schedules start. A schedule that watches a metric is shown as
         if the metric never improved.
 
-        Raises `SettingError` for what is no number of epochs or steps, and where training would.
+        Raises `SettingError` for what is no number of epochs or steps and no rate, and where training would.
         """
         epochs, steps_per_epoch = whole_number("epochs", epochs, 1), whole_number("steps_per_epoch", steps_per_epoch, 1)
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=number_from_0("lr", lr))
         scheduler = self.build(optimizer, epochs, steps_per_epoch)
         rates = []
         with warnings.catch_warnings():
@@ -87,12 +95,14 @@ class Schedule:
 def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", "epoch"] = "epoch") -> Schedule:
     """A schedule from any function of the optimizer that returns a torch scheduler.
 
-    Raises `SettingError` for another `every`, and, when training begins, where a scheduler made for the batches of the
-    run (as OneCycleLR with their number) would be stepped by epoch. It warns where one that is stepped by epoch is made
-    for more steps than that.
+    Raises `SettingError` for what is no function, for another `every`, and, when training begins, where a scheduler
+    made for the batches of the run (as OneCycleLR with their number) would be stepped by epoch. It warns where one that
+    is stepped by epoch is made for more steps than that.
     """
     if every not in ("batch", "epoch"):
         raise SettingError(f'every must be "batch" or "epoch", got {every!r}.')
+    if not callable(function):
+        raise SettingError(f"A schedule is made from a function of the optimizer, got {function!r}.")
     name = getattr(function, "__name__", type(function).__name__)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -175,8 +185,8 @@ def one_cycle(
             outside the run, and `cycle_momentum` with an optimizer that has no momentum.
     """
     max_lr, peak_epoch = pythons_own(max_lr), pythons_own(peak_epoch)
-    low: float = max_lr / 25 if min_lr is None and _is_positive(max_lr) else pythons_own(min_lr)
-    if not (_is_positive(max_lr) and _is_positive(low) and low <= max_lr):
+    low: float = max_lr / 25 if min_lr is None and is_positive(max_lr) else pythons_own(min_lr)
+    if not (is_positive(max_lr) and is_positive(low) and low <= max_lr):
         raise SettingError(
             f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. Where find_lr "
             "found none, its curve's .reason says why."
@@ -185,7 +195,7 @@ def one_cycle(
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
     if anneal not in ("linear", "cos"):
         raise SettingError(f'anneal must be "linear" or "cos", got {anneal!r}.')
-    end = _at_least_0("final_lr", final_lr) if final_lr is not None else (low / 1e4 if annihilate else low)
+    end = number_from_0("final_lr", final_lr) if final_lr is not None else (low / 1e4 if annihilate else low)
     if end > max_lr:
         raise SettingError(f"one_cycle needs final_lr <= max_lr, got final_lr={final_lr!r}, max_lr={max_lr!r}.")
 
@@ -238,7 +248,7 @@ def cosine(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
     Raises:
         SettingError: an invalid rate, or, when training begins, a `final_lr` above the first rate.
     """
-    max_lr, final_lr = _positive_or_none("max_lr", max_lr), _at_least_0("final_lr", final_lr)
+    max_lr, final_lr = _positive_or_none("max_lr", max_lr), number_from_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -257,7 +267,7 @@ def linear(max_lr: float | None = None, final_lr: float = 0.0) -> Schedule:
 
     Arguments and errors are those of `cosine`.
     """
-    max_lr, final_lr = _positive_or_none("max_lr", max_lr), _at_least_0("final_lr", final_lr)
+    max_lr, final_lr = _positive_or_none("max_lr", max_lr), number_from_0("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, max_lr)
@@ -281,7 +291,7 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
     milestones = [int(m) for m in milestones]
-    factor = _positive("factor", factor)
+    factor = positive_number("factor", factor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
         _start_at(optimizer, None)
@@ -309,10 +319,10 @@ def plateau(
     Raises:
         SettingError: an invalid value, or, when training begins, a `val_` column without a validation loader.
     """
-    if not (_is_positive(factor) and factor < 1):
+    if not (is_positive(factor) and factor < 1):
         raise SettingError(f"factor must be between 0 and 1, got {factor!r}.")
     factor, patience = pythons_own(factor), whole_number("patience", patience, 0)
-    threshold, min_lr = _at_least_0("threshold", threshold), _at_least_0("min_lr", min_lr)
+    threshold, min_lr = number_from_0("threshold", threshold), number_from_0("min_lr", min_lr)
     check_monitor(monitor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -338,7 +348,7 @@ def warm_up(warm_up_epochs: float = 5.0, max_lr: float | None = None, final_lr: 
     Raises:
         SettingError: an invalid value, or, when training begins, a rise longer than the run.
     """
-    warm_up_epochs = _positive("warm_up_epochs", warm_up_epochs)
+    warm_up_epochs = positive_number("warm_up_epochs", warm_up_epochs)
     max_lr, final_lr = _positive_or_none("max_lr", max_lr), _positive_or_none("final_lr", final_lr)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
@@ -406,24 +416,8 @@ COUNTED_IN_EPOCHS: dict[str, Callable[[Any, float], Any]] = {
 }
 
 
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and 0 < value < math.inf
-
-
-def _positive(name: str, value: Any) -> float:
-    if not _is_positive(value):
-        raise SettingError(f"{name} must be a positive number, got {value!r}.")
-    return pythons_own(value)
-
-
 def _positive_or_none(name: str, value: Any) -> float | None:
-    return None if value is None else _positive(name, value)
-
-
-def _at_least_0(name: str, value: Any) -> float:
-    if not (is_number(value) and 0 <= value < math.inf):
-        raise SettingError(f"{name} must be a number of at least 0, got {value!r}.")
-    return pythons_own(value)
+    return None if value is None else positive_number(name, value)
 
 
 def _highest(optimizer: Optimizer) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.viz._figure import TRAIN, VALIDATION, Figure, epochs_axis, figure_with_axes, nothing, styled
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def plot_history(history: History, combined: bool = False, val_name: str = "vali
         combined: training and validation in the same axes (1x2); otherwise each in its own (2x2).
         val_name: what the second data set is called, such as "test".
     """
+    check_kind(history, "history")
     if not len(history):
         return nothing("No epochs to show: the history is empty.")
     splits = [("train", "training", TRAIN)]
@@ -51,6 +53,7 @@ def plot_history(history: History, combined: bool = False, val_name: str = "vali
 @styled
 def plot_learning_rate(history: History) -> Figure:
     """The learning rate by batch where the history has batches (`fit(batch_history=True)`), otherwise by epoch."""
+    check_kind(history, "history")
     by_batch = bool(history.batches)
     rows = history.batches if by_batch else history.rows
     if not len(rows):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vision_wrapper._kinds import check_kind
 from vision_wrapper.viz._figure import (
     TRAIN,
     VALIDATION,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @styled
 def plot_lr_curve(curve: LRCurve) -> Figure:
     """Loss by learning rate (log axis), with the suggestion and a cycle's peak marked, or why there are none."""
+    check_kind(curve, "curve")
     rates, losses = np.asarray(curve.lrs, dtype=float), np.asarray(curve.losses, dtype=float)
     shown = np.isfinite(losses) & (rates > 0)
     if not shown.any():
