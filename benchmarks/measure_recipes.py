@@ -27,8 +27,8 @@ from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
 from vision_wrapper.errors import DataError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
+from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
-from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.recipes.run import load_images
 from vision_wrapper.trainer import EpochLog
 from vision_wrapper.trainer.precision import choose_device, choose_precision
@@ -123,7 +123,8 @@ def _made_on(folder: Path) -> dict[str, str]:
 def digest(recipe: Recipe) -> str:
     """Of the settings that are not the default, and what they stand for.
 
-    A field that comes later, with its default, leaves it as it is.
+    A field that comes later, with its default, leaves it as it is; an argument of a network, an optimizer or a schedule
+    that comes later does not.
     """
     default = evidence.settings_of(Recipe("default", ""))
     settings = {name: value for name, value in evidence.settings_of(recipe).items() if value != default[name]}
@@ -140,7 +141,7 @@ def summarise_all() -> dict[str, Any]:
     for recipe in RECIPES.values():
         runs = records_of(recipe)
         if runs:
-            expected = asdict(evidence.summarise(runs))
+            expected = asdict(evidence.summarise(runs, failed=len(kept_of(recipe)["failed"])))
             summary[recipe.name] = {**evidence.meaning(recipe), "expected": expected}
     return summary
 
@@ -199,7 +200,9 @@ def difference(a: Recipe, b: Recipe) -> str:
     evidence.check_one_data([*first.values(), *second.values()])
     values = [first[seed]["accuracy"] - second[seed]["accuracy"] for seed in common]
     lengths = f"; {a.epochs} epochs against {b.epochs}" if a.epochs != b.epochs else ""
-    return _in_words(values, 1 / first[common[0]]["test_images"]) + lengths
+    made_on = [", ".join(dict.fromkeys(runs[seed]["hardware"] for seed in common)) for runs in (first, second)]
+    machines = f"; {made_on[0]} against {made_on[1]}" if made_on[0] != made_on[1] else ""
+    return _in_words(values, 1 / first[common[0]]["test_images"]) + lengths + machines
 
 
 def _in_words(values: list[float], rounding: float) -> str:

@@ -27,9 +27,8 @@ from measure_recipes import DOCS, RECORDS, digest, digest_of, note_start, record
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
 from vision_wrapper.recipes import Recipe
-from vision_wrapper.recipes.evidence import check_one_data
+from vision_wrapper.recipes.evidence import check_one_data, mean_interval
 from vision_wrapper.recipes.identity import content_of
-from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import EpochLog
 
 TRIALS = RECORDS / "trials.json"
@@ -278,6 +277,9 @@ def training_images_alone(study: Study, folder: str, cache: str) -> data.ImageDa
     return data.ImageData("cifar10's training images", train, judged, images.classes)
 
 
+OTHERWISE = "made otherwise"
+
+
 def all_runs() -> list[dict[str, Any]]:
     """All records, those of trials that are no more, or are others now, too."""
     return read_json(TRIALS)["runs"] if TRIALS.exists() else []
@@ -310,30 +312,34 @@ def write_page() -> None:
 
 def generated(study: str) -> Iterator[str]:
     """The table: held-out accuracy of each trial, and the paired difference from the base."""
-    found: dict[str, dict[int, float]] = {name: {} for name in STUDIES[study].trials}
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in STUDIES[study].trials}
     runs = [run for run in kept_runs() if run["study"] == study]
     check_one_data(runs)
     for run in runs:
-        found[run["trial"]][run["seed"]] = run["accuracy"]
+        found[run["trial"]][run["seed"]] = run
     yield "| what is different | held-out accuracy, % | difference, points | seeds |"
     yield "|---|---:|---:|---:|"
-    for name, values in found.items():
-        yield _row(name, values, found[BASE], STUDIES[study].judged)
+    rows = [_row(name, tried, found[BASE], STUDIES[study].judged) for name, tried in found.items()]
+    yield from rows
+    if any(OTHERWISE in row for row in rows):
+        yield f"\n{OTHERWISE.capitalize()}: in another number format than its base, or by other convolutions, on one seed at least."
     if STUDIES[study].closed:
         yield f"\nClosed: {STUDIES[study].closed}."
     for hardware, version in sorted({(run["hardware"], run["torch"]) for run in runs}):
         yield f"\n{hardware}; torch {version}; [records](evidence/trials.json)"
 
 
-def _row(name: str, values: dict[int, float], base: dict[int, float], judged: int) -> str:
+def _row(name: str, tried: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]], judged: int) -> str:
     """A trial's mean and difference, both over the seeds that the base has too: else they would not go together."""
-    if not values:
+    if not tried:
         return f"| {name} | not tried | | |"
-    common = sorted(base.keys() & values.keys())
-    seeds = common or sorted(values)
-    mean = 100 * sum(values[seed] for seed in seeds) / len(seeds)
-    said = "" if name == BASE else difference([values[seed] - base[seed] for seed in common], judged)
-    return f"| {name} | {mean:.2f} | {said} | {len(seeds)} |"
+    common = sorted(base.keys() & tried.keys())
+    seeds = common or sorted(tried)
+    mean = 100 * sum(tried[seed]["accuracy"] for seed in seeds) / len(seeds)
+    differences = [tried[seed]["accuracy"] - base[seed]["accuracy"] for seed in common]
+    said = "" if name == BASE else difference(differences, judged)
+    alike = all(tried[seed]["hardware"] == base[seed]["hardware"] for seed in common)
+    return f"| {name} | {mean:.2f} | {said} | {len(seeds)}{'' if alike else f', {OTHERWISE}'} |"
 
 
 def difference(values: list[float], judged: int) -> str:

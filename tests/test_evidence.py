@@ -17,8 +17,8 @@ from runs import command, reduced
 from vision_wrapper import data, recipes
 from vision_wrapper.errors import DamagedFileError, DataError, OtherRunError, SettingError, VisionWrapperError
 from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
+from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
-from vision_wrapper.recipes.repeat import mean_interval
 from vision_wrapper.trainer import OPTIMIZERS, VIEWS, Muon
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -33,11 +33,19 @@ def measure_recipes(monkeypatch):
     return module
 
 
-def repeats(*accuracies, name="some", tta=None):
+def repeats(*accuracies, name="some", tta=None, test="t"):
     count = len(accuracies)
     recipe = RECIPES["custom-resnet-adam"].changed(name=name)
     return Repeats(
-        recipe, tuple(range(count)), accuracies, tta, (50.0,) * count, "cifar10", 10_000, (Path("run"),) * count
+        recipe,
+        tuple(range(count)),
+        accuracies,
+        tta,
+        (50.0,) * count,
+        "cifar10",
+        10_000,
+        (Path("run"),) * count,
+        {"train": "any", "test": test},
     )
 
 
@@ -126,6 +134,8 @@ def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path
     assert not (tmp_path / "none").exists()
     with pytest.raises(SettingError, match="same seeds and test images"):
         Comparison(repeats(0.9, 0.8), repeats(0.9))
+    with pytest.raises(SettingError, match=r"same seeds and test images.*fingerprint a\), .*\(b\)"):
+        Comparison(repeats(0.9, test="a"), repeats(0.9, test="b"))
 
 
 def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
@@ -226,6 +236,12 @@ def test_a_row_says_what_is_met_and_what_is_short():
     alike = evidence.summarise([record(seed, 0.941 + 0.0001 * seed) for seed in range(3)])  # half an interval is 0.02
     (row,) = evidence.rows({"fast": recipe.changed(expected=alike)})
     assert row["measured"] == "94.11 ± 0.01 (met)"
+    equal = evidence.summarise([record(seed, 0.9401) for seed in range(2)])  # by chance: no surer than rounding
+    (row,) = evidence.rows({"fast": recipe.changed(expected=equal)})
+    assert row["measured"] == f"94.01 ± 0.00 ({unsure})"
+    two_of_three = evidence.summarise([record(seed, 0.95) for seed in range(2)], failed=1)
+    (row,) = evidence.rows({"fast": recipe.changed(expected=two_of_three)})
+    assert row["measured"] == "95.00 ± 0.00 (met by the seeds that did not fail, 1 did)" and row["seeds"] == "2 of 3"
     (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
     assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
 
@@ -279,7 +295,9 @@ def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatc
     mean = sum(run["accuracy"] for run in runs) / 2
     assert measured["quickstart"]["expected"]["accuracy"] == pytest.approx(mean)
     assert f"{100 * mean:.2f} ±" in page.read_text() and page.read_text().endswith("after\n")
-    monkeypatch.setitem(RECIPES, "quickstart", recipe.changed(lr=0.02))  # other settings: the records are of another
+    monkeypatch.setitem(
+        RECIPES, "quickstart", recipe.changed(batch_size=32)
+    )  # other settings: the records are of another
     assert measure_recipes.records_of(RECIPES["quickstart"]) == []
     assert list(measure_recipes.missing(["quickstart"], 1)) == [(RECIPES["quickstart"], 0)]
 

@@ -148,7 +148,7 @@ def test_a_recipe_is_read_back_from_plain_values():
 def test_recipes_share_nothing_that_can_change():
     first, second = RECIPES["custom-resnet-onecycle"], RECIPES["custom-resnet-late-peak"]
     assert first.optimizer_args == second.optimizer_args and first.optimizer_args is not second.optimizer_args
-    assert first.changed(lr=1.0).optimizer_args is not first.optimizer_args
+    assert first.changed(batch_size=64).optimizer_args is not first.optimizer_args
 
 
 def test_a_torchvision_of_another_build_is_found_before_training(images, tmp_path, monkeypatch):
@@ -217,6 +217,27 @@ def test_unknown_names_are_named():
 def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
     with pytest.raises(VisionWrapperError, match=said):
         RECIPES["quickstart"].changed(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("quickstart", {"lr": 0.1}, r"highest rate is the schedule's max_lr=0\.01, not lr"),
+        ("folder", {"lr": 0.01}, r"highest rate is the schedule's max_lr=0\.001, not lr"),
+        ("custom-resnet-onecycle", {"lr": 0.1}, "LR finder gives the highest rate"),
+        ("custom-resnet-onecycle", {"schedule_args": {"max_lr": 0.5}}, "find_lr=True finds max_lr"),
+    ],
+)
+def test_a_rate_that_would_count_for_nothing_is_refused(name, settings, said):
+    with pytest.raises(SettingError, match=said):
+        RECIPES[name].changed(**settings)
+
+
+def test_a_rate_that_counts_is_taken():
+    assert RECIPES["custom-resnet-adam"].changed(lr=0.1).lr == RECIPES["custom-resnet-best"].changed(lr=0.1).lr == 0.1
+    assert RECIPES["quickstart"].changed(lr=0.1, schedule_args={"max_lr": 0.1}).schedule_args == {"max_lr": 0.1}
+    found = RECIPES["custom-resnet-onecycle"].changed(lr=0.1, find_lr=False, schedule_args={"max_lr": 0.1})
+    assert not found.find_lr
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def with_expected(recipe: Recipe) -> Recipe:
     return replace(recipe, expected=Expected(**found["expected"]))
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
-    """The records of one recipe's runs, one a seed, as `Expected`.
+def summarise(records: Sequence[Mapping[str, Any]], failed: int = 0) -> Expected:
+    """The records of one recipe's runs, one a seed, as `Expected`; so many more seeds failed.
 
     Raises `DataError` where they are of different images.
     """
@@ -107,6 +107,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Expected:
         data=_all_of(records, "data"),
         hardware=_all_of(records, "hardware"),
         version=_all_of(records, "version"),
+        test_images=records[0]["test_images"],
+        failed=failed,
     )
 
 
@@ -158,20 +160,20 @@ def _row(recipe: Recipe) -> dict[str, str]:
     if found is None:
         return row
     without, with_averaging = goal or (None, None)
-    row["measured"] = _reached(found.accuracy, found.spread, without, found.seeds)
+    row["measured"] = _reached(found, found.accuracy, found.spread, without)
     if found.tta_accuracy is not None:
-        reached = _reached(found.tta_accuracy, found.tta_spread, with_averaging, found.seeds, recipe.tta)
-        row["with averaging"] = reached
-    return {**row, "seeds": str(found.seeds), "images a second": f"{found.images_per_second:.0f}"}
+        row["with averaging"] = _reached(found, found.tta_accuracy, found.tta_spread, with_averaging, recipe.tta)
+    seeds = f"{found.seeds} of {found.seeds + found.failed}" if found.failed else str(found.seeds)
+    return {**row, "seeds": seeds, "images a second": f"{found.images_per_second:.0f}"}
 
 
-def _reached(accuracy: float, spread: float | None, goal: float | None, seeds: int, tta: str | None = None) -> str:
+def _reached(found: Expected, accuracy: float, spread: float | None, goal: float | None, tta: str | None = None) -> str:
     between_seeds = "" if spread is None else f" ± {100 * spread:.2f}"
-    notes = [note for note in (tta, _distance(accuracy, spread, goal, seeds)) if note]
+    notes = [note for note in (tta, _distance(found, accuracy, spread, goal)) if note]
     return f"{100 * accuracy:.2f}{between_seeds}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _distance(reached: float, spread: float | None, goal: float | None, seeds: int) -> str:
+def _distance(found: Expected, reached: float, spread: float | None, goal: float | None) -> str:
     """Whether a goal is met, or by how many points it is missed; a mean may be met by chance."""
     if goal is None:
         return ""
@@ -180,11 +182,26 @@ def _distance(reached: float, spread: float | None, goal: float | None, seeds: i
         return f"{100 * (goal - reached):.2f} short"
     if spread is None:
         return "met by one seed"
-    return "met" if reached - half_interval(spread, seeds) >= goal else "met, not shown to be above"
+    if found.failed:
+        return f"met by the seeds that did not fail, {found.failed} did"
+    half = _half_interval(spread, found.seeds, 1 / found.test_images if found.test_images else 0.0)
+    return "met" if reached - half >= goal else "met, not shown to be above"
 
 
-def half_interval(deviation: float, count: int) -> float:
-    """Half of Student's 95% interval of the mean of `count` values, at least two, of this standard deviation."""
+def mean_interval(values: Sequence[float], resolution: float) -> tuple[float, float] | None:
+    """Student's 95% interval of the mean of values that are multiples of `resolution`; None for a single value."""
+    if len(values) < 2:
+        return None
+    mean, half = statistics.fmean(values), _half_interval(statistics.stdev(values), len(values), resolution)
+    return mean - half, mean + half
+
+
+def _half_interval(deviation: float, count: int, resolution: float) -> float:
+    """Half of the interval of the mean of `count` values, at least two, of this standard deviation.
+
+    Few values may be equal by chance: the deviation counts as at least that of rounding, resolution / √12.
+    """
     from scipy.special import stdtrit
 
+    deviation = max(deviation, resolution / math.sqrt(12))
     return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(count)

@@ -36,6 +36,8 @@ class Expected:
         hardware: the machine.
         version: of this library.
         tta_spread: the standard deviation of `tta_accuracy` between seeds; None for a single seed.
+        test_images: how many an accuracy is of; None in summaries from before it was kept.
+        failed: seeds whose runs failed, of which no accuracy is known.
     """
 
     accuracy: float
@@ -48,6 +50,8 @@ class Expected:
     hardware: str
     version: str
     tta_spread: float | None = None
+    test_images: int | None = None
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,11 @@ class Recipe:
     def changed(self, **settings: Any) -> Recipe:
         """A copy with other settings. Where `epochs` changes, what counts in epochs keeps its fraction of the run.
 
-        Raises `UnknownNameError` for an unknown field.
+        Raises `UnknownNameError` for an unknown field, `SettingError` for values that cannot be, and for an `lr` alone
+        where the highest rate is the schedule's.
         """
         check_names("setting of a recipe", settings, [f.name for f in fields(self)])
+        self._check_rate(settings)
         if settings and settings.keys() != {"seed"}:
             settings = {"expected": None, **settings}  # it was measured with other settings
         epochs = settings.get("epochs", self.epochs)
@@ -157,6 +163,21 @@ class Recipe:
             scaled = {name: scale(self, epochs) for name, scale in COUNTED_IN_EPOCHS.items()}
             settings = {**scaled, **settings}
         return replace(self, **settings)
+
+    def _check_rate(self, settings: Mapping[str, Any]) -> None:
+        """`lr` alone would change nothing, or the groups' proportion in place of their rates."""
+        if "lr" not in settings or {"schedule", "schedule_args", "find_lr"} & settings.keys():
+            return
+        if self.find_lr:
+            raise SettingError(
+                "The LR finder gives the highest rate, not lr: set find_lr=false and schedule_args' max_lr."
+            )
+        peak = self.schedule_args.get("max_lr")
+        if peak is not None and settings["lr"] != self.lr:
+            raise SettingError(
+                f"The highest rate is the schedule's max_lr={peak}, not lr: set schedule_args (all of it; with groups, "
+                "lr too, to which their rates are in proportion)."
+            )
 
     @property
     def watches(self) -> str:

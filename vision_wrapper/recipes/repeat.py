@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
-from vision_wrapper.recipes.evidence import half_interval
+from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
@@ -35,6 +34,7 @@ class Repeats:
         data: their name, or the folder they lie in.
         test_images: how many an accuracy is of.
         run_dirs: the run folders.
+        content: fingerprints of the images, by split.
     """
 
     recipe: Recipe
@@ -45,6 +45,7 @@ class Repeats:
     data: str
     test_images: int
     run_dirs: tuple[Path, ...]
+    content: dict[str, str]
 
     @property
     def mean(self) -> float:
@@ -82,11 +83,11 @@ class Comparison:
     b: Repeats
 
     def __post_init__(self):
-        (a, b) = ((runs.seeds, runs.test_images, runs.data) for runs in (self.a, self.b))
+        (a, b) = ((runs.seeds, runs.test_images, runs.content["test"]) for runs in (self.a, self.b))
         if a != b:
             raise SettingError(
-                f"Only runs of the same seeds and test images can be paired: {a[0]} on {a[1]} images of {a[2]}, "
-                f"{b[0]} on {b[1]} of {b[2]}."
+                f"Only runs of the same seeds and test images can be paired: seeds {a[0]} on {a[1]} images of "
+                f"{self.a.data} (fingerprint {a[2]}), {b[0]} on {b[1]} of {self.b.data} ({b[2]})."
             )
 
     @property
@@ -218,28 +219,18 @@ def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) ->
     """The figures of finished run folders, one a seed."""
     results = [read_results(folder) for folder in folders]
     tta_accuracies = [result["tta_accuracy"] for result in results]
+    identity = read_run(folders[0])[1]
     return Repeats(
         plan,
         tuple(seeds),
         tuple(result["accuracy"] for result in results),
         None if None in tta_accuracies else tuple(tta_accuracies),
         tuple(result["images_per_second"] for result in results),
-        read_run(folders[0])[1]["data"],
+        identity["data"],
         results[0]["test_images"],
         tuple(folders),
+        identity["content"],
     )
-
-
-def mean_interval(values: Sequence[float], resolution: float) -> tuple[float, float] | None:
-    """Student's 95% interval of the mean of values that are multiples of `resolution`; None for a single value.
-
-    Few values may be equal by chance: the standard deviation counts as at least that of rounding, resolution / √12.
-    """
-    if len(values) < 2:
-        return None
-    half = half_interval(max(statistics.stdev(values), resolution / math.sqrt(12)), len(values))
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

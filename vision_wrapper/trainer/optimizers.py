@@ -103,8 +103,8 @@ def _gradient(parameter: Tensor) -> Tensor:
 def orthogonalised(matrix: Tensor) -> Tensor:
     """About U V^T of a matrix U S V^T, (m, n), by products of matrices alone.
 
-    Singular values of more than 1/80 of the matrix's norm become 0.5 to 1.2; smaller ones grow, but less. In bf16 where
-    the device computes it, else in float32. A matrix of zeros stays one.
+    Singular values of more than 1/80 of the matrix's norm become 0.5 to 1.2; smaller ones grow, but less. In bf16, but
+    in float32 on a CPU that does not compute it. A matrix of zeros stays one.
     """
     on_cpu = matrix.device.type == "cpu"
     x = matrix.to(torch.bfloat16 if not on_cpu or cpu_has_bf16() else torch.float32)
