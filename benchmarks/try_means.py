@@ -322,7 +322,8 @@ def generated(study: str) -> Iterator[str]:
     rows = [_row(name, tried, found[BASE], STUDIES[study].judged) for name, tried in found.items()]
     yield from rows
     if any(OTHERWISE in row for row in rows):
-        yield f"\n{OTHERWISE.capitalize()}: in another number format than its base, or by other convolutions, on one seed at least."
+        why = "in another number format than its base, or by other convolutions, on one seed at least"
+        yield f"\n{OTHERWISE.capitalize()}: {why}."
     if STUDIES[study].closed:
         yield f"\nClosed: {STUDIES[study].closed}."
     for hardware, version in sorted({(run["hardware"], run["torch"]) for run in runs}):

@@ -295,9 +295,7 @@ def test_measuring_keeps_a_record_a_seed_and_goes_on(measure_recipes, monkeypatc
     mean = sum(run["accuracy"] for run in runs) / 2
     assert measured["quickstart"]["expected"]["accuracy"] == pytest.approx(mean)
     assert f"{100 * mean:.2f} ±" in page.read_text() and page.read_text().endswith("after\n")
-    monkeypatch.setitem(
-        RECIPES, "quickstart", recipe.changed(batch_size=32)
-    )  # other settings: the records are of another
+    monkeypatch.setitem(RECIPES, "quickstart", recipe.changed(batch_size=32))  # the records are of other settings
     assert measure_recipes.records_of(RECIPES["quickstart"]) == []
     assert list(measure_recipes.missing(["quickstart"], 1)) == [(RECIPES["quickstart"], 0)]
 

@@ -380,7 +380,11 @@ class Trainer:
         self._close_epoch(run, window, started)
 
     def _epoch_batches(self, run: Fit) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this epoch that are still to be trained on; the first one of a fit is looked at."""
+        """The batches of this epoch that are still to be trained on; the first one of a fit is looked at.
+
+        Where a run goes on inside an epoch, two random states are put back: that of the epoch's beginning, from which a
+        user's loader draws its order again, and, last, that of the interruption: all draws until it had been made.
+        """
         loader, epoch = run.loader, run.first_epoch + run.epoch
         resumed, run.resume_random = run.resume_random, None
         if run.batch == 0:
@@ -394,7 +398,7 @@ class Trainer:
         run.call("on_epoch_start")  # before a loader's processes look at what it may change
         batches = training_batches(self, loader, epoch, run.batch)
         run.parts = batches if isinstance(batches, Parts) else None
-        if run.batch:  # what is drawn until here had been drawn before
+        if run.batch:
             for _ in range(0 if isinstance(loader, Loader) else run.batch):
                 next(batches, None)
             if resumed is not None:
