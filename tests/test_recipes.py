@@ -225,7 +225,8 @@ def test_settings_that_cannot_be_are_errors_of_the_recipe(settings, said):
         ("quickstart", {"lr": 0.1}, r"highest rate is the schedule's max_lr=0\.01, not lr"),
         ("folder", {"lr": 0.01}, r"highest rate is the schedule's max_lr=0\.001, not lr"),
         ("custom-resnet-onecycle", {"lr": 0.1}, "LR finder gives the highest rate"),
-        ("custom-resnet-onecycle", {"schedule_args": {"max_lr": 0.5}}, "find_lr=True finds max_lr"),
+        ("custom-resnet-onecycle", {"schedule_args": {"max_lr": 0.5}}, "LR finder gives the highest rate"),
+        ("quickstart", {"find_lr": True, "lr": 0.1}, "LR finder gives the highest rate"),
     ],
 )
 def test_a_rate_that_would_count_for_nothing_is_refused(name, settings, said):
@@ -238,6 +239,7 @@ def test_a_rate_that_counts_is_taken():
     assert RECIPES["quickstart"].changed(lr=0.1, schedule_args={"max_lr": 0.1}).schedule_args == {"max_lr": 0.1}
     found = RECIPES["custom-resnet-onecycle"].changed(lr=0.1, find_lr=False, schedule_args={"max_lr": 0.1})
     assert not found.find_lr
+    assert RECIPES["quickstart"].changed(find_lr=True).find_lr  # what was found takes the place of the recipe's max_lr
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_the_assignments_promises_are_checked():
     curve = {"max_lr": 0.1}
     predictions = vw.Predictions(np.eye(3), [0, 1, 2])
     good = states(recipe, rows(0.055, 0.1, 0.055, 0.0101), predictions, curve)
-    assert set(good.values()) == {"kept"} and len(good) == 6
+    assert set(good.values()) == {"kept"} and len(good) == 5
     bad = states(recipe, rows(0.1, 0.05, 0.2), vw.Predictions(np.eye(3), [0, 1, 2], [2, 0, 1]), curve)
     assert [state for state in bad.values()].count("broken") == 5
     unknown = states(recipe, rows(0.055, 0.1, 0.055, 0.0101), None, None)

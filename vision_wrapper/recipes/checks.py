@@ -166,8 +166,6 @@ def _check_schedule(recipe: Recipe) -> None:
     if make is not None:
         found = ("max_lr",) if recipe.find_lr else ()
         _check_arguments("schedule_args", make, recipe.schedule_args, found, fixed=False)
-    if recipe.find_lr and "max_lr" in recipe.schedule_args:
-        raise SettingError("find_lr=True finds max_lr: leave it out of schedule_args, or set find_lr=false.")
     if recipe.find_lr and (make is None or "max_lr" not in parameters_of(make)):
         raise SettingError(f"find_lr=True sets the schedule's max_lr, which {recipe.schedule!r} does not have.")
 

@@ -165,15 +165,21 @@ class Recipe:
         return replace(self, **settings)
 
     def _check_rate(self, settings: Mapping[str, Any]) -> None:
-        """`lr` alone would change nothing, or the groups' proportion in place of their rates."""
-        if "lr" not in settings or {"schedule", "schedule_args", "find_lr"} & settings.keys():
+        """Raise for a rate that would count for nothing, or for the groups' proportion alone."""
+        arguments = settings.get("schedule_args")
+        peak = arguments.get("max_lr") if isinstance(arguments, Mapping) else None
+        if settings.get("find_lr", self.find_lr):
+            if "lr" in settings or peak is not None:
+                raise SettingError(
+                    "The LR finder gives the highest rate: set find_lr=false, and schedule_args' max_lr."
+                )
             return
-        if self.find_lr:
-            raise SettingError(
-                "The LR finder gives the highest rate, not lr: set find_lr=false and schedule_args' max_lr."
-            )
         peak = self.schedule_args.get("max_lr")
-        if peak is not None and settings["lr"] != self.lr:
+        if (
+            peak is not None
+            and settings.get("lr", self.lr) != self.lr
+            and not {"schedule", "schedule_args"} & {*settings}
+        ):
             raise SettingError(
                 f"The highest rate is the schedule's max_lr={peak}, not lr: set schedule_args (all of it; with groups, "
                 "lr too, to which their rates are in proportion)."

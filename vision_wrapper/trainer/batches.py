@@ -78,7 +78,7 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
         images, size = len(loader.split), loader.batch_size
         return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
     if processes.count == 1:
-        return map(check_pair, _iterator(loader))
+        return _iterator(loader)
     sampler = _distributed_sampler(loader)
     if sampler is not None:
         _check_repeats_none(sampler)

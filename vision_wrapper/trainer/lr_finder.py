@@ -20,6 +20,7 @@ from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
 from vision_wrapper.trainer.checks import (
     check_last_batch,
+    check_pair,
     check_still_held,
     check_trainable,
     memory_errors,
@@ -166,10 +167,11 @@ def _endless(trainer: Trainer, loader: Any) -> Iterator[Any]:
             if first and epoch == 0:
                 check_first_batch(trainer, batch, loader)
             first = False
-            size, share = (batches.size, batches.share) if isinstance(batches, Parts) else (len(batch[1]), 1.0)
+            inputs, targets = check_pair(batch)
+            size, share = (batches.size, batches.share) if isinstance(batches, Parts) else (len(targets), 1.0)
             if refuses_one and size < 2 * trainer.processes.count:
                 raise DataError(BATCH_OF_ONE)
-            yield batch, share
+            yield (inputs, targets), share
         if first:
             raise no_batch()
 

@@ -34,6 +34,7 @@ from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
     check_optimizer,
+    check_pair,
     check_same_groups,
     check_settings,
     memory_errors,
@@ -346,8 +347,12 @@ class Trainer:
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_epoch, run.waiting, window = True, True, 1
-        for inputs, targets in batches:
+        for batch in batches:
             run.waiting = False
+            try:
+                inputs, targets = batch
+            except (TypeError, ValueError):
+                inputs, targets = check_pair(batch)  # says what it is
             size, share = len(targets), 1.0
             if run.parts is not None:
                 size, share = run.parts.size, run.parts.share
