@@ -1,12 +1,14 @@
 """Settings, batches and losses that cannot be: errors with words, before anything changes."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from fits import equal, make, ready_batches, weights
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 import vision_wrapper as vw
 from vision_wrapper import data, explain, models, viz
@@ -138,6 +140,46 @@ def test_a_later_batch_that_is_no_pair_is_named_too(images, helper, batch):
 def test_arguments_that_cannot_be_are_said(call, words):
     with pytest.raises(SettingError, match=words):
         call(models.CustomResNet(num_classes=3, widths=(4, 4, 8, 8)))
+
+
+def test_a_cycle_that_the_run_does_not_finish_is_warned_of(images):
+    trainer, loaders = make(images, accumulate=2)
+    batches = len(loaders.train)
+    with pytest.warns(UserWarning, match=f"made for {2 * batches} steps, but the run has {batches} .*accumulate"):
+        trainer.fit(
+            loaders.train, epochs=2, schedule=lambda o: OneCycleLR(o, 0.1, total_steps=2 * batches), every="batch"
+        )
+
+
+def test_parameters_that_nothing_will_train_are_warned_of(images):
+    trainer, loaders = make(images)
+    models.freeze(trainer.model)
+    held = Trainer(trainer.model, torch.optim.SGD(models.parameter_groups(trainer.model, 0.1)), callbacks=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        held.fit(loaders.train, epochs=1)
+    models.unfreeze(trainer.model)
+    with pytest.warns(UserWarning, match=r"parameters are not frozen, but the optimizer does not hold them \(prep"):
+        held.fit(loaders.train, epochs=1)
+
+
+def test_predictions_of_augmented_images_are_warned_of(images):
+    trainer, _ = make(images)
+    with pytest.warns(UserWarning, match="predictions are of augmented images"):
+        trainer.predict(data.make_loaders(images, augment="crop_flip").train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.predict(data.make_loaders(images, augment="none").train)
+
+
+@pytest.mark.parametrize("arguments", [{"sampler": [2, 1, 0]}, {"batch_sampler": [[2, 1], [0]]}])
+def test_a_loader_with_an_order_of_its_own_has_no_indices(arguments):
+    samples = torch.utils.data.TensorDataset(torch.zeros(3, 3, 16, 16), torch.arange(3))
+    model = models.CustomResNet(num_classes=3, widths=(4, 4, 8, 8))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
+    with pytest.raises(SettingError, match="has a sampler of its own"):
+        trainer.predict(torch.utils.data.DataLoader(samples, **arguments))
+    assert len(trainer.predict(torch.utils.data.DataLoader(samples, batch_size=2))) == 3
 
 
 @pytest.mark.parametrize(
@@ -292,6 +334,7 @@ def test_a_frozen_model_and_lbfgs_are_refused(images):
     ("schedule", "words"),
     [
         (lambda o: None, "must return a torch scheduler"),
+        (lambda o: StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), 1), "optimizer that it is given"),
         (torch.optim.lr_scheduler.ReduceLROnPlateau, "schedules.plateau"),
         (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=12), 'every="batch"'),
         (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=1), "made for 1 steps, but the run has 2"),

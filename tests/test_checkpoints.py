@@ -324,14 +324,19 @@ def test_a_rate_in_a_tensor_is_the_same_run_again(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"body_lr": 0.02}, "the groups' rates"), ({"weight_decay": 0.3}, "groups: .*weight_decay"), ({}, None)],
+    [
+        ({"body_lr": 0.02}, "the groups' rates"),
+        ({"lr": 0.01, "body_lr": 0.001}, "the groups' rates"),
+        ({"weight_decay": 0.3}, "groups: .*weight_decay"),
+        ({}, None),
+    ],
 )
 @pytest.mark.parametrize("schedule", [None, schedules.one_cycle(0.1, peak_epoch=0.5)])
 def test_other_groups_of_the_optimizer_are_another_run(images, tmp_path, changes, words, schedule):
     def fit(**changes):
         vw.seed_everything(3)
         model = models.CustomResNet(3, widths=(4, 4, 8, 8))
-        groups = models.parameter_groups(model, lr=0.1, **{"body_lr": 0.01, "weight_decay": 0.1, **changes})
+        groups = models.parameter_groups(model, **{"lr": 0.1, "body_lr": 0.01, "weight_decay": 0.1, **changes})
         trainer = Trainer(model, torch.optim.SGD(groups, lr=0.1), callbacks=[], device="cpu")
         trainer.fit(ready_batches(), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")
         trainer.fit(ready_batches(), epochs=2, schedule=schedule, checkpoint=tmp_path / "c")  # the cell once more

@@ -128,6 +128,9 @@ def test_a_run_that_would_be_stopped_by_another_rule_is_another_run(images, tmp_
     fit(2, EarlyStopping("train_loss", patience=9), at=6)
     with pytest.raises(OtherRunError, match=f"EarlyStopping: {words}"):
         fit(2, EarlyStopping(**{"monitor": "train_loss", **other}))
+    with pytest.raises(OtherRunError, match="FreezeBody: it was not among the callbacks"):
+        trainer, loaders = make(images, callbacks=[EarlyStopping("train_loss", patience=9), FreezeBody(1)])
+        trainer.fit(loaders.train, epochs=2, checkpoint=tmp_path / "last.ckpt")
     fit(2, EarlyStopping("train_loss", patience=9))
     extended = fit(3, EarlyStopping(**{"monitor": "train_loss", **other}))
     assert (extended.best > 0) == (extended.monitor == "train_accuracy")  # of a loss the score is its negative

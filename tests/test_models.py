@@ -380,6 +380,41 @@ def test_rates_of_numpy_become_pythons():
     assert {group["lr"] for group in groups} == {0.5}
 
 
+class HeadFirst(nn.Module):
+    """Its head is registered before another linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.excite = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())
+
+    def forward(self, x):
+        features = self.conv(x).relu().mean((2, 3))
+        return self.classifier(features * self.excite(features))
+
+
+def test_a_head_that_is_not_clear_is_asked_for():
+    model = HeadFirst()
+    for ask in (models.freeze, lambda m: models.parameter_groups(m, 0.1), lambda m: models.scale_head(m, 0.5)):
+        with pytest.raises(SettingError, match=r"classifier or excite\.0: say it, as head='classifier'"):
+            ask(model)
+    for head in ("classifier", model.classifier):
+        models.freeze(model, head)
+        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert learning == ["classifier.weight", "classifier.bias"] and model.classifier.training
+        assert not model.excite.training and not model.conv.training
+        models.unfreeze(model)
+        assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model.modules())
+    groups = {group["name"]: group for group in models.parameter_groups(model, 0.1, body_lr=0.01, head="classifier")}
+    assert groups["head"]["params"] == [model.classifier.weight] and groups["body"]["lr"] == 0.01
+    before = model.classifier.weight.clone(), model.excite[0].weight.clone()
+    models.scale_head(model, 0.5, head="classifier")
+    assert torch.equal(model.classifier.weight, before[0] / 2) and torch.equal(model.excite[0].weight, before[1])
+    for head in ("fc", nn.Linear(8, 4), 3):
+        with pytest.raises(SettingError, match="head must be a part of HeadFirst"):
+            models.head_of(model, head)
+
+
 def test_the_head_of_an_own_network():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2))
     assert models.head_of(model) is model[3]

@@ -1,6 +1,7 @@
 """Exact statistics of raw images."""
 
 import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -46,6 +47,34 @@ def test_grey_images_shown_as_rgb_have_three_equal_values():
     found = data.stats(data.from_arrays((grey, labels), (grey, labels)))
     mean, std = by_numpy(grey)
     assert found.mean == pytest.approx(mean * 3) and found.std == pytest.approx(std * 3)
+
+
+def test_a_split_of_ones_own_that_cannot_be_hashed():
+    @dataclass
+    class Own:
+        labels: np.ndarray
+        channels: int = 3
+        classes: tuple[str, ...] = ("a", "b")
+
+        def __len__(self):
+            return len(self.labels)
+
+        def __getitem__(self, index):
+            return np.full((4, 4, 3), 51 * index, np.uint8), int(self.labels[index])
+
+        def origin(self, index):
+            return str(index)
+
+    own = Own(np.array([0, 1, 0, 1]))
+    images = data.ImageData("own", own, own, own.classes)
+    assert data.stats(images).mean == pytest.approx((0.3,) * 3)
+    assert len(data.make_loaders(images, batch_size=2, num_workers=0).train) == 2
+
+
+def test_what_is_drawn_on_an_image_stays_out_of_the_data(tiny):
+    before = tiny.train[0][0].copy()
+    tiny.train[0][0][:] = 7
+    assert np.array_equal(tiny.train[0][0], before) and (before != 7).any()
 
 
 @pytest.mark.parametrize("size", [20, 400])  # small images in one thread, large ones in several

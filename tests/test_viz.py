@@ -212,6 +212,16 @@ def test_history():
     assert len(viz.plot_history(make_history(validated=False)).axes) == 2
 
 
+@pytest.mark.parametrize("combined", [False, True])
+def test_an_accuracy_that_was_not_counted_is_said(combined):
+    history = make_history()
+    for row in history.rows:
+        row["train_accuracy"] = None  # as with MixUp
+    figure = viz.plot_history(history, combined=combined)
+    assert "training accuracy not counted" in texts(figure)
+    assert sum(len(axes.lines) for axes in figure.axes) == 3
+
+
 def test_learning_rate_by_batch_where_there_are_batches():
     assert lines(viz.plot_learning_rate(make_history()))[0][0] == [1, 2, 3]
     assert lines(viz.plot_learning_rate(make_history(batches=7)))[0][0] == list(range(7))

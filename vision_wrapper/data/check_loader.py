@@ -44,6 +44,17 @@ def shuffles(loader: Any) -> bool:
     return any(isinstance(s, random) or getattr(s, "shuffle", None) is True for s in samplers(loader))
 
 
+def in_order(loader: Any) -> bool:
+    """Whether a torch DataLoader gives every sample, one after the other; so do other iterables, for all one knows."""
+    kinds = torch.utils.data
+    if not isinstance(loader, kinds.DataLoader) or isinstance(loader.dataset, kinds.IterableDataset):
+        return True
+    return type(loader.sampler) is kinds.SequentialSampler and type(loader.batch_sampler) in (
+        kinds.BatchSampler,
+        type(None),
+    )
+
+
 def check_values(inputs: Tensor, name: str = "train") -> Iterator[Finding]:
     """Images (N, 1 or 3, H, W) that are not normalised, normalised twice, or not numbers."""
     if inputs.ndim != 4 or inputs.shape[1] not in (1, 3):

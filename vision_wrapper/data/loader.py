@@ -157,6 +157,12 @@ class Loader:
                 images, targets = images.pin_memory(), targets.pin_memory()
             yield tuple(part.to(self.device, non_blocking=asynchronous) for part in (images, targets))  # type: ignore[misc]
 
+    @property
+    def augments(self) -> bool:
+        """Whether images are changed at random, as for training."""
+        augmenter = self._samples.augmenter
+        return augmenter is not None and (augmenter.operations != () or augmenter.mixing is not None)
+
     def _device_samples(self) -> DeviceSamples | None:
         """The samples on the GPU, where there is one and they fit; put there at the first batch."""
         if not self._stays_on_device():

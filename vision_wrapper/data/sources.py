@@ -15,6 +15,7 @@ from PIL import Image
 from vision_wrapper._kinds import check_kind
 from vision_wrapper._lookup import Table, unknown_name
 from vision_wrapper._numbers import whole_number
+from vision_wrapper._state import preserve_random_states
 from vision_wrapper._torchvision import torchvision
 from vision_wrapper.data.folders import load_folder
 from vision_wrapper.data.splits import ArraySplit, Split, Subset, checked_indices, stratified_split
@@ -257,7 +258,8 @@ def leave_out(
 
 def _load_digits(root: Path, channels: int) -> ImageData:
     """1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin & Kaynak 1998), 8x8 scaled to 32x32."""
-    from sklearn.datasets import load_digits
+    with preserve_random_states():  # which importing it draws from
+        from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16

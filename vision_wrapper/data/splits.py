@@ -45,8 +45,8 @@ class ArraySplit:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = self.images[index]
         if image.shape[-1] != self.channels:
-            image = np.repeat(image, self.channels, axis=-1)
-        return image, int(self.labels[index])
+            return np.repeat(image, self.channels, axis=-1), int(self.labels[index])
+        return image.copy(), int(self.labels[index])  # what is drawn on it stays out of the data
 
     def origin(self, index: int) -> str:
         """The index: an array has no files."""

@@ -98,13 +98,14 @@ _of_files: WeakKeyDictionary[Split, _Totals] = WeakKeyDictionary()
 
 
 def _totals(split: Split) -> _Totals:
-    if split in _of_files:
+    keeps = not isinstance(split, ArraySplit) and type(split).__hash__ is not None
+    if keeps and split in _of_files:
         return _of_files[split]
     totals = _Totals(split.channels)
     for size, count, histograms in _counts(split):
         totals.sizes[size] += count
         totals.histograms += histograms  # a single channel counts for all
-    if not isinstance(split, ArraySplit):
+    if keeps:
         _of_files[split] = totals
     return totals
 

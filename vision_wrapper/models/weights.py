@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._torchvision import torchvision
 from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherModelError
-from vision_wrapper.models.fine_tuning import HEAD
+
+HEAD = "fc"  # the linear layer at the end, in the networks of this library and in torchvision's ResNets
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from torch import nn
+
 from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._numbers import number_from_0, whole_number
@@ -190,11 +192,11 @@ class FreezeBody(Callback):
     """Trains the head alone for the first `epochs`, and then everything: the usual way to fine-tune.
 
     The optimizer holds all parameters from the start; give the body a smaller rate with `models.parameter_groups`. The
-    body's batch statistics stay as they are while it is frozen.
+    body's batch statistics stay as they are while it is frozen. `head` is as of `models.head_of`.
     """
 
-    def __init__(self, epochs: int):
-        self.epochs = whole_number("epochs", epochs, 0)
+    def __init__(self, epochs: int, head: nn.Module | str | None = None):
+        self.epochs, self.head = whole_number("epochs", epochs, 0), head
         self._before: list[tuple[Any, str, bool]] = []  # what was frozen and in eval mode before
 
     def on_fit_start(self, run: Run) -> None:
@@ -203,7 +205,7 @@ class FreezeBody(Callback):
             model = run.trainer.model
             self._before = [(p, "requires_grad", p.requires_grad) for p in model.parameters()]
             self._before += [(module, "training", module.training) for module in model.modules()]
-            freeze(model)
+            freeze(model, self.head)
 
     def on_epoch_start(self, run: Run) -> None:
         """Thaw when the time has come."""

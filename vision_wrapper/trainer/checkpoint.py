@@ -123,9 +123,9 @@ def read(trainer: Trainer, run: Fit, extend: bool = False) -> dict[str, Any] | N
                 f"{run.checkpoint} was written by Trainer.save, not by fit. Load it, or choose another path."
             )
         _check_same_run(trainer, run, state["run"], extend)
-        for callback, own in _matched(trainer, state["run"]["callbacks"]):
-            if run.epochs == state["run"]["settings"]["epochs"]:
-                _check_same_callback(callback, own, run.checkpoint)
+        matched = _matched(trainer, state["run"]["callbacks"])
+        if run.epochs == state["run"]["settings"]["epochs"]:
+            _check_same_callbacks(trainer, matched, run.checkpoint)
         _check_trainer(trainer, state, run.checkpoint)
     return state
 
@@ -183,14 +183,21 @@ def _matched(trainer: Trainer, kept: Sequence[tuple[str, Any]]) -> list[tuple[Ca
     return matched
 
 
-def _check_same_callback(callback: Callback, kept: dict[str, Any], path: PathLike) -> None:
-    """Raise `OtherRunError` where a callback says that it had other settings."""
-    found = differences(kept.get("settings", {}), callback.state_dict().get("settings", {}))
-    if found:
-        raise OtherRunError(
-            f"{path} is of another run ({type(callback).__qualname__}: {'; '.join(found)}). Use the same settings, "
-            "another path, or delete the file."
-        )
+def _check_same_callbacks(trainer: Trainer, matched: Sequence[tuple[Callback, Any]], path: PathLike) -> None:
+    """Raise `OtherRunError` for a callback with a state that was not there, or says that it had other settings."""
+    kept = {id(callback): state for callback, state in matched}
+    for callback in trainer.callbacks:
+        state = callback.state_dict()
+        if not state:
+            continue
+        found = differences(kept.get(id(callback), {}).get("settings", {}), state.get("settings", {}))
+        if id(callback) not in kept:
+            found = ["it was not among the callbacks"]
+        if found:
+            raise OtherRunError(
+                f"{path} is of another run ({type(callback).__qualname__}: {'; '.join(found)}). Use the same callbacks "
+                "with the same settings, another path, or delete the file."
+            )
 
 
 def rewind_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -373,12 +380,6 @@ def _describe_group(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> 
     return {name: repr(group[name]) for name, value in defaults.items() if name in group and repr(group[name]) != value}
 
 
-def _proportions(rates: Sequence[float]) -> list[float]:
-    """Rates in units of the highest one; schedules leave that alone."""
-    highest = max(rates, default=0.0)
-    return [float(f"{rate / highest:.6g}") for rate in rates] if highest > 0 else []
-
-
 def _describe_loader(run: Fit) -> dict[str, Any]:
     if isinstance(run.loader, Loader):
         return run.loader.describe()
@@ -405,9 +406,10 @@ def _check_same_run(trainer: Trainer, run: Fit, position: dict[str, Any], extend
     free = _free_to_extend(there["schedule"], run.settings["schedule"]) if extend and longer else ()
     here = {**run.settings, **{name: there[name] for name in free}}
     found = differences(there, here)
-    if not trainer.optimizer.state:  # else another schedule may have been at work
+    fresh = not (trainer.optimizer.state or trainer.epochs_trained or trainer.interrupted)
+    if fresh and not found:  # else another schedule may have been at work on the rates
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
-        if any(rates) and _proportions(rates) != _proportions(position["own_rates"]):
+        if any(rates) and rates != position["own_rates"]:
             found.append(f"the groups' rates: {position['own_rates']} there, {rates} here")
     if found:
         only_longer = longer and not extend and len(found) == 1

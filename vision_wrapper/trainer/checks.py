@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,10 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise `SettingError` where a part of the model was replaced since the optimizer was made, and would not learn."""
+    """Raise `SettingError` where a part of the model was replaced since the optimizer was made, and would not learn.
+
+    Warn of others that would not.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = {id(p) for p in model.parameters()}
     new = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
@@ -79,6 +83,13 @@ def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         raise SettingError(
             f"The optimizer holds parameters that the model no longer has, and not {first_few(new, 3)}: a part was "
             "replaced. Make the optimizer after that, and with it a trainer."
+        )
+    if new:
+        warnings.warn(
+            f"{len(new)} parameters are not frozen, but the optimizer does not hold them ({first_few(new, 3)}): they "
+            "stay as they are. Make the optimizer of them too, and with it a trainer, or freeze them "
+            "(requires_grad_(False)).",
+            stacklevel=4,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vision_wrapper._state import preserve_mode, preserve_order
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check_loader import shuffles
+from vision_wrapper.data.check_loader import in_order, shuffles
 from vision_wrapper.data.check_model import does_not_take
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
@@ -88,6 +89,17 @@ def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
     views = views_of(tta)
     if not isinstance(loader, Loader) and shuffles(loader):  # of ours, the order is known
         raise SettingError("This DataLoader shuffles, so it is not known which sample is which. Use shuffle=False.")
+    if not isinstance(loader, Loader) and not in_order(loader):
+        raise SettingError(
+            "This DataLoader has a sampler of its own, so it is not known which sample is which. Leave it out: for a "
+            "part of the samples there is torch.utils.data.Subset."
+        )
+    if isinstance(loader, Loader) and loader.augments:
+        warnings.warn(
+            "These predictions are of augmented images, as in training; their mistakes show the raw ones. For the "
+            "training images as they are: data.make_loaders(images, preprocess=loaders.preprocess), without augment.",
+            stacklevel=3,
+        )
     parts = list(_forward_pass(trainer, loader, views))
     if trainer.processes.count > 1:
         own = [(logits.cpu(), targets.cpu()) for logits, targets in parts]

@@ -118,8 +118,19 @@ def from_function(function: Callable[[Optimizer], Any], every: Literal["batch", 
             raise SettingError("ReduceLROnPlateau has to be told what it watches: use schedules.plateau(monitor=…).")
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError(f"The schedule function {name} must return a torch scheduler, got {scheduler!r}.")
+        if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+            raise SettingError(
+                f"The schedule function {name} must use the optimizer that it is given; it uses another."
+            )
         _check_long_enough(scheduler, epochs * steps_per_epoch if every == "batch" else epochs)
         length = _length(scheduler) if every == "epoch" else 0
+        steps = epochs * steps_per_epoch
+        if every == "batch" and isinstance(scheduler, torch_schedulers.OneCycleLR) and scheduler.total_steps > steps:
+            warnings.warn(
+                f"OneCycleLR is made for {scheduler.total_steps} steps, but the run has {steps} and ends before the "
+                "cycle does: with accumulate several batches make one step.",
+                stacklevel=5,
+            )
         if length > epochs:
             said = (
                 f"{type(scheduler).__name__} is made for {length} steps, but stepped by epoch it takes {epochs}. Pass "

@@ -136,7 +136,13 @@ def plot_image_sizes(stats: Stats) -> Figure:
     ax.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
     if len({size for sizes in splits.values() for size in sizes}) == 1:
         height, width = next(iter(next(iter(splits.values()))))
-        ax.annotate(f"all {width}x{height}", (width, height), xytext=(-14, -20), textcoords="offset points", ha="right")
+        ax.annotate(
+            f"all {height}x{width} (height x width)",
+            (width, height),
+            xytext=(-14, -20),
+            textcoords="offset points",
+            ha="right",
+        )
     ax.grid(True)
     ax.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Sizes of the images")
     legend = ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), borderaxespad=0)
