@@ -163,6 +163,21 @@ def test_parameters_that_nothing_will_train_are_warned_of(images):
         held.fit(loaders.train, epochs=1)
 
 
+@pytest.mark.parametrize("ended_at", [None, 0.0])
+def test_a_fit_at_the_rate_where_a_cycle_ended_is_warned_of(images, ended_at):
+    trainer, loaders = make(images)
+    cycle = schedules.one_cycle(0.01, peak_epoch=0.5, final_lr=ended_at)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(loaders.train, epochs=1, schedule=cycle)
+    for schedule in (None, schedules.cosine()):
+        with pytest.warns(UserWarning, match="Hardly anything will be learned: the highest rate is"):
+            trainer.fit(loaders.train, epochs=1, schedule=schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(loaders.train, epochs=1, schedule=cycle)
+
+
 def test_predictions_of_augmented_images_are_warned_of(images):
     trainer, _ = make(images)
     with pytest.warns(UserWarning, match="predictions are of augmented images"):

@@ -47,8 +47,9 @@ def head_of(model: nn.Module, head: nn.Module | str | None = None) -> nn.Module:
 def freeze(model: nn.Module, head: nn.Module | str | None = None) -> None:
     """Freeze the body: no gradients for anything but the head, and batch statistics that stay as they are.
 
-    The body's modules are put in eval mode, and `Trainer.fit` leaves them there. `unfreeze` takes it back. `head` and
-    errors are as of `head_of`.
+    The body's modules are put in eval mode, and `Trainer.fit` leaves them there, unless the whole model is put in eval
+    mode afterwards, as by `load_classifier`: freeze after that. `unfreeze` takes it back. `head` and errors are as of
+    `head_of`.
     """
     chosen = head_of(model, head)
     head_modules, head_parameters = set(chosen.modules()), set(chosen.parameters())

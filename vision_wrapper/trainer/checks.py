@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.fit import Fit
 
 
+_LOW = 1e-3  # of the rate that an optimizer was made with
+
+
 def check_settings(*, ema: Any, clip_norm: Any, accumulate: int, l1: Any, compile: Any) -> None:
     """Raise `SettingError` for an invalid value."""
     if not (isinstance(compile, bool) or compile == "graphs"):
@@ -99,6 +102,18 @@ def check_same_groups(optimizer: torch.optim.Optimizer, begun_with: int) -> None
         raise SettingError(
             f"The optimizer has {len(optimizer.param_groups)} groups, but the run began with {begun_with}. Give it all "
             "parameters from the start, and freeze those that are to learn later (requires_grad_(False))."
+        )
+
+
+def warn_of_low_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Warn where the highest rate to come is 0, or next to nothing beside the one that the optimizer was made with."""
+    noted = ("lr", "initial_lr", "max_lr")  # the last two by schedulers
+    highest = max(float(group.get(name, 0)) for group in optimizer.param_groups for name in noted)
+    if highest <= _LOW * float(optimizer.defaults.get("lr", 0)):
+        warnings.warn(
+            f"Hardly anything will be learned: the highest rate is {highest:.3g}, where an earlier schedule may have "
+            "ended. Give the schedule a max_lr, or set the groups' lr.",
+            stacklevel=4,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -41,6 +40,7 @@ from vision_wrapper.trainer.checks import (
     no_batch,
     no_logits,
     position,
+    warn_of_low_rates,
 )
 from vision_wrapper.trainer.distributed import Synchronised
 from vision_wrapper.trainer.ema import WeightAverage
@@ -309,6 +309,7 @@ class Trainer:
             if run.schedule is not None:
                 self._attach(run, run.schedule, kept)
             run.leader = leading_group(self.optimizer)
+            warn_of_low_rates(self.optimizer)
             if kept is not None:
                 checkpoints.restore(self, run, kept)
         if kept is None and isinstance(self.optimizer, Lookahead):
@@ -319,7 +320,6 @@ class Trainer:
 
     def _attach(self, run: Fit, schedule: Schedule, kept: dict[str, Any] | None) -> None:
         """Build the scheduler from the rates that the run began with."""
-        groups = self.optimizer.param_groups
         if kept is not None:
             checkpoints.rewind_rates(self.optimizer, kept)
         run.before_schedule = BeforeSchedule(self.optimizer)
@@ -328,12 +328,6 @@ class Trainer:
             run.schedule_begun = f"{type(run.scheduler).__name__} {description(run.scheduler.state_dict())}"
             if kept is not None:
                 checkpoints.check_same_schedule(run, kept)
-        if not any(group.get(name, 0) > 0 for group in groups for name in ("lr", "initial_lr", "max_lr")):
-            warnings.warn(
-                "Nothing will be learned: every rate of the optimizer is 0, where an earlier schedule may have ended. "
-                "Give the schedule a max_lr, or set the groups' lr.",
-                stacklevel=4,
-            )
         # The scheduler has put a counter over `optimizer.step`, to warn where it steps first; here it never does.
         vars(self.optimizer)["_opt_called"] = True
         checkpoints.check_schedule_savable(run)
