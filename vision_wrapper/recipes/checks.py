@@ -147,7 +147,7 @@ def _check_optimizer(recipe: Recipe) -> None:
 
 def _check_groups(recipe: Recipe) -> None:
     groups = recipe.groups or {}
-    _check_arguments("groups", parameter_groups, groups, ("model", "lr", "head_scale"))
+    _check_arguments("groups", parameter_groups, groups, ("model", "lr", "head_scale", "head"))
     check_group_numbers(**groups)
     if "weight_decay" in recipe.optimizer_args and "weight_decay" in groups:
         raise SettingError("weight_decay is given twice, in optimizer_args and in groups.")

@@ -40,11 +40,13 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     augmentation's operations and the weights of the views.
     """
     operations = augmentation(recipe.augment, **recipe.augment_args)
+    groups = {} if recipe.groups is None else _arguments(parameter_groups, recipe.groups)
+    groups.pop("head", None)  # is for networks that are not of this library
     found = {
         "model": _arguments(MODELS[recipe.model], recipe.model_args),
         "optimizer": _arguments(OPTIMIZERS[recipe.optimizer], recipe.optimizer_args),
         "schedule": {} if recipe.schedule is None else _arguments(SCHEDULES[recipe.schedule], recipe.schedule_args),
-        "groups": {} if recipe.groups is None else _arguments(parameter_groups, recipe.groups),
+        "groups": groups,
         "augment": [[type(operation).__name__, asdict(operation)] for operation in operations],
         "tta": [view.weight for view in views_of(recipe.tta)],
     }
