@@ -131,7 +131,7 @@ def test_a_schedule_that_begins_where_another_ended_at_0_is_warned_of(images):
     trainer, loaders = make(images)
     trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
     assert trainer.optimizer.param_groups[0]["lr"] == 0
-    with pytest.warns(UserWarning, match="every rate of the optimizer is 0"):
+    with pytest.warns(UserWarning, match="the highest rate is 0, where an earlier schedule"):
         trainer.fit(loaders.train, epochs=1, schedule=schedules.linear())
     trainer.fit(loaders.train, epochs=1, schedule=schedules.linear(0.1))
 

@@ -45,7 +45,7 @@ def test_an_optimizer_keeps_nothing_of_a_schedule_but_its_last_rate(images, kind
         trainer.fit(loaders.train, epochs=2, schedule=schedule, every="batch")
         groups = trainer.optimizer.param_groups
         assert before == [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
-    with pytest.warns(UserWarning, match="every rate of the optimizer is 0"):
+    with pytest.warns(UserWarning, match="the highest rate is 0, where an earlier schedule"):
         trainer.fit(loaders.train, epochs=1, schedule=schedules.cosine())
 
 
