@@ -32,6 +32,7 @@ from vision_wrapper.recipes.identity import content_of
 from vision_wrapper.trainer import EpochLog
 
 TRIALS = RECORDS / "trials.json"
+OTHERWISE = "made otherwise"  # says a row that was computed in another way than its base
 PAGE = DOCS / "trials.md"
 BASE = "as it is"  # the trial that the others are compared with
 NARROW = (16, 32, 64, 128)  # a sixteenth of the network's work
@@ -275,9 +276,6 @@ def training_images_alone(study: Study, folder: str, cache: str) -> data.ImageDa
     parts = order[: study.trained], order[study.trained : study.trained + study.judged]
     train, judged = (data.Subset(images.train, np.sort(part)) for part in parts)
     return data.ImageData("cifar10's training images", train, judged, images.classes)
-
-
-OTHERWISE = "made otherwise"
 
 
 def all_runs() -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def plot_learning_rate(history: History) -> Figure:
 def _curve(ax: Axes, history: History, column: str, name: str, colour: str) -> None:
     points = [(row["epoch"], row[column]) for row in history.rows if row.get(column) is not None]
     if not points:
-        note = "not counted:\nthe targets are not classes"  # those of MixUp and CutMix are probabilities
+        note = "not counted:\ntargets or outputs are not classes"  # as the targets of MixUp, and a single output
         ax.text(0.5, 0.06, f"{name} {column.split('_')[1]} {note}", transform=ax.transAxes, ha="center")
         return
     epochs, values = zip(*points, strict=True)
