@@ -120,15 +120,15 @@ def _made_on(folder: Path) -> dict[str, str]:
     return {name: "; ".join(dict.fromkeys(start[name] for start in starts)) for name in starts[0]}
 
 
-def digest(recipe: Recipe) -> str:
-    """Of the settings that are not the default, and what they stand for.
-
-    A field that comes later, with its default, leaves it as it is; an argument of a network, an optimizer or a schedule
-    that comes later does not.
-    """
+def own_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that are not the default: a field that comes later, with its default, leaves them as they are."""
     default = evidence.settings_of(Recipe("default", ""))
-    settings = {name: value for name, value in evidence.settings_of(recipe).items() if value != default[name]}
-    return digest_of({**settings, "resolved": evidence.resolved(recipe)})
+    return {name: value for name, value in evidence.settings_of(recipe).items() if value != default[name]}
+
+
+def digest(recipe: Recipe) -> str:
+    """Of the settings and what they stand for; an argument of a network or an optimizer that comes later changes it."""
+    return digest_of({**own_settings(recipe), "resolved": evidence.resolved(recipe)})
 
 
 def digest_of(values: dict[str, Any]) -> str:

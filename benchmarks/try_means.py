@@ -13,6 +13,7 @@ stopped anywhere, the same command goes on. FOLDER holds CIFAR-10 as train/CLASS
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 import winograd
 from measure import filled, refuse_unknown
-from measure_recipes import DOCS, RECORDS, digest, digest_of, note_start, record_of
+from measure_recipes import DOCS, RECORDS, digest, digest_of, note_start, own_settings, record_of
 
 from vision_wrapper import data, recipes
-from vision_wrapper._files import read_json, write_json, write_text
+from vision_wrapper._files import read_json, write_text
 from vision_wrapper.recipes import Recipe
-from vision_wrapper.recipes.evidence import check_one_data, mean_interval
+from vision_wrapper.recipes.evidence import check_one_data, mean_interval, resolved, same_meaning
 from vision_wrapper.recipes.identity import content_of
 from vision_wrapper.trainer import EpochLog
 
@@ -59,10 +60,22 @@ class Study:
     def data(self) -> str:
         return f"{self.trained:,} and {self.judged:,} of CIFAR-10's training images"
 
+    @property
+    def parts(self) -> list[Any]:
+        """What decides what a trial reaches, beside its settings: the images, and code that is no more."""
+        return [self.trained, self.judged, self.split, self.closed]
+
     def digest(self, trial: str) -> str:
-        """Of all that decides what a trial reaches: its settings, the images, and code that is no more."""
-        parts = [self.trained, self.judged, self.split, self.closed]
-        return digest_of({"plan": digest(self.plan(trial)), "parts": parts})
+        return digest_of({"plan": digest(self.plan(trial)), "parts": self.parts})
+
+    def meaning(self, trial: str) -> dict[str, Any]:
+        """All that decides what a trial reaches, as it is kept."""
+        plan = self.plan(trial)
+        return {"parts": self.parts, "settings": own_settings(plan), "resolved": resolved(plan)}
+
+    def still_has(self, trial: str, meaning: dict[str, Any]) -> bool:
+        """Whether a trial is still what it was; fields and arguments that came later have their default in it."""
+        return trial in self.trials and meaning["parts"] == self.parts and same_meaning(meaning, self.plan(trial))
 
 
 # What custom-resnet-fast was at first, written out: a change of a recipe is none of the trials.
@@ -278,27 +291,34 @@ def training_images_alone(study: Study, folder: str, cache: str) -> data.ImageDa
     return data.ImageData("cifar10's training images", train, judged, images.classes)
 
 
-def all_runs() -> list[dict[str, Any]]:
-    """All records, those of trials that are no more, or are others now, too."""
-    return read_json(TRIALS)["runs"] if TRIALS.exists() else []
+def kept() -> dict[str, Any]:
+    """All `runs`, also of trials that are no more or are others now, and by their digest what they were runs of."""
+    return read_json(TRIALS) if TRIALS.exists() else {"runs": [], "meanings": {}}
 
 
 def kept_runs() -> list[dict[str, Any]]:
     """The records of trials as they are now defined."""
-    return [run for run in all_runs() if run["settings"] == settings_of(run["study"], run["trial"])]
-
-
-def settings_of(study: str, trial: str) -> str | None:
-    """A digest of what a trial runs; None for one that is no more."""
-    if study not in STUDIES or trial not in STUDIES[study].trials:
-        return None
-    return STUDIES[study].digest(trial)
+    found = kept()
+    return [
+        run
+        for run in found["runs"]
+        if run["study"] in STUDIES and STUDIES[run["study"]].still_has(run["trial"], found["meanings"][run["settings"]])
+    ]
 
 
 def keep(record: dict[str, Any]) -> None:
-    settings = settings_of(record["study"], record["trial"])
-    write_json(TRIALS, {"runs": [*all_runs(), {**record, "settings": settings}]})
+    study, found = STUDIES[record["study"]], kept()
+    settings = study.digest(record["trial"])
+    meanings = {**found["meanings"], settings: study.meaning(record["trial"])}
+    write_text(TRIALS, in_lines({"runs": [*found["runs"], {**record, "settings": settings}], "meanings": meanings}))
     write_page()
+
+
+def in_lines(found: dict[str, Any]) -> str:
+    """What `kept` gives as JSON, a line for each run and each meaning."""
+    runs = ",\n".join(json.dumps(run) for run in found["runs"])
+    meanings = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found["meanings"].items())
+    return f'{{"runs": [\n{runs}\n],\n"meanings": {{\n{meanings}\n}}}}\n'
 
 
 def write_page() -> None:

@@ -20,6 +20,7 @@ from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evide
 from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.trainer import OPTIMIZERS, VIEWS, Muon
+from vision_wrapper.trainer.lr_finder import suggest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -425,9 +426,18 @@ def test_the_tables_of_trials_are_what_the_records_say(try_means):
     assert len(runs) == len(json.loads(try_means.TRIALS.read_text())["runs"]) > 5  # none is of other settings
     assert try_means.difference([0.01, 0.02, 0.03], 5_000).startswith("+2.00 (")
     assert try_means.difference([0.01, -0.01], 5_000).endswith("not shown")
-    for name, study in try_means.STUDIES.items():
-        plans = [try_means.settings_of(name, trial) for trial in study.trials]
+    for study in try_means.STUDIES.values():
+        plans = [study.digest(trial) for trial in study.trials]
         assert len(set(plans)) == len(plans)  # each differs
+
+
+def test_the_table_of_the_finder_is_what_the_curves_say(try_means):
+    lr_curves = importlib.import_module("lr_curves")
+    page = lr_curves.PAGE.read_text()
+    assert page == lr_curves.filled(page, "lr finder", lr_curves.generated()), "run: benchmarks/lr_curves.py --page"
+    for curve in json.loads(lr_curves.CURVES.read_text())["curves"]:
+        found = suggest(curve["lrs"], curve["losses"])  # what the finder would give today; the curve has four digits
+        assert (found.suggestion, found.max_lr) == pytest.approx((curve["suggestion"], curve["max_lr"]), rel=1e-3)
 
 
 def test_a_row_of_trials_is_over_the_seeds_that_the_base_has_too(try_means, monkeypatch, tmp_path):
@@ -453,6 +463,20 @@ def test_a_row_of_trials_is_over_the_seeds_that_the_base_has_too(try_means, monk
         with monkeypatch.context() as changed:
             changed.setitem(try_means.STUDIES, "whitened", other)
             assert try_means.kept_runs() == []
+
+
+def test_an_argument_that_comes_later_leaves_the_trials_as_they_are(try_means, monkeypatch):
+    runs, resolved = try_means.kept_runs(), evidence.resolved
+
+    def with_later(recipe):
+        found = resolved(recipe)
+        return {**found, "model": {**found["model"], "later": "default"}}
+
+    monkeypatch.setattr(evidence, "resolved", with_later)
+    assert try_means.kept_runs() == runs
+    other = replace(try_means.STUDIES["wide"], base=try_means.WIDE.changed(label_smoothing=0.1))
+    monkeypatch.setitem(try_means.STUDIES, "wide", other)
+    assert [run for run in runs if run["study"] != "wide"] == try_means.kept_runs() != runs
 
 
 def test_a_closed_study_is_not_gone_on_with(try_means, monkeypatch, tmp_path):

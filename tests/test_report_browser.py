@@ -1,5 +1,7 @@
 """The report in headless Chromium, driven by Playwright: clicks, keys, small screens, and names full of markup."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,3 +173,24 @@ def test_without_a_script_it_says_so(browser, folder):
     plain.goto((folder / "report.html").as_uri())
     assert "needs JavaScript" in plain.locator("main").inner_text() and plain.locator("img").count() >= 9
     context.close()
+
+
+def test_an_infinite_loss_is_named_and_comes_first(browser, folder, tmp_path):
+    """A network may give a class no chance at all."""
+    from vision_wrapper import Predictions, data, load_classifier, report
+
+    copy, images = shutil.copytree(folder, tmp_path / "run"), data.load(str(folder.parent / "images"))
+    classifier = load_classifier(copy / "best.safetensors")
+    logits = np.full((len(images.test), len(NAMES)), 1.0, dtype=np.float32)
+    targets = np.array(images.test.labels)
+    logits[np.arange(len(targets)), (targets + 1) % len(NAMES)] = 2.0
+    logits[5, targets[5]] = -np.inf
+    found = Predictions(logits, targets, classes=images.classes, source=images.test, preprocess=classifier.preprocess)
+    report.write_gallery(copy, classifier.model, found, images.train)
+    page = browser.new_page()
+    page.goto(report.write(copy).as_uri())
+    page.select_option("#by-order", "loss")
+    assert page.locator(".tile").count() == len(targets) and labels(page)[0].startswith("index 5,")
+    page.locator(".tile").first.click()
+    assert "infinite" in page.locator("#enlarged-facts").inner_text()
+    page.close()

@@ -11,7 +11,7 @@
   const dialog = document.getElementById("enlarged");
   const orders = {
     confidence: (a, b) => b.confidence - a.confidence,
-    loss: (a, b) => b.loss - a.loss,
+    loss: (a, b) => (b.loss ?? Number.MAX_VALUE) - (a.loss ?? Number.MAX_VALUE),  // null: infinite
     margin: (a, b) => b.margin - a.margin,
     index: (a, b) => a.index - b.index,
   };
@@ -101,7 +101,7 @@
       element("bdi", data.classes[m.target]), ", taken for ", element("bdi", data.classes[m.predicted]));
     document.getElementById("enlarged-pictures").replaceChildren(...pictures);
     const facts = [
-      ["Index", m.index], ["From", m.origin], ["Confidence", percent(m.confidence)], ["Loss", m.loss.toFixed(3) + " nats"],
+      ["Index", m.index], ["From", m.origin], ["Confidence", percent(m.confidence)], ["Loss", m.loss === null ? "infinite" : m.loss.toFixed(3) + " nats"],
       ["Margin", percent(m.margin)],
       ...(m.label ? [["Suspected label", "the model is as sure of the other class as it usually is of that class's own images"]] : []),
       ...(m.duplicate !== null ? [["Also in training", m.duplicate]] : []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _entry(
         "target": mistake.target,
         "predicted": mistake.predicted,
         "confidence": mistake.confidence,
-        "loss": mistake.loss,
+        "loss": mistake.loss if math.isfinite(mistake.loss) else None,  # JSON has no infinity
         "margin": mistake.margin,
         "origin": mistake.origin,
         "place": place,
