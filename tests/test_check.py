@@ -228,6 +228,15 @@ def test_what_is_no_data_and_no_loaders(tiny):
         data.check(loaders={"test": dicts}, model=small_model())
 
 
+def test_batches_that_are_no_pairs_of_batches():
+    for batch, words in (
+        ((torch.zeros(3, 8, 8), torch.tensor(0)), "one sample. Give the DataLoader a batch_size"),
+        (torch.zeros(2, 3, 8, 8), "pairs of tensors .* got Tensor.* collate_fn"),
+    ):
+        with pytest.raises(DataError, match=words):
+            data.check(loaders={"train": [batch]})
+
+
 def test_near_duplicates_of_five_channels():
     train, test = (np.repeat(random_images(6, 4, 5, seed), 4, 1).repeat(4, 2) for seed in (0, 1))
     test[2] = np.clip(train[4].astype(int) + 9, 0, 255).astype(np.uint8)

@@ -378,6 +378,8 @@ def test_mistakes_print_as_a_table():
     assert table[0].split() == ["index", "true", "predicted", "confidence", "from"]
     assert table[1].split() == ["3", "1", "0", "63.0%", "index", "3"] and len(table) == 4
     assert str(random_predictions().mistakes()).splitlines()[-1].startswith("… and ")
+    named = Predictions(np.eye(2), [1, 1], classes=("two\nlines", "a\ttab")).mistakes()
+    assert "a tab  two lines" in str(named) and len(str(named).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

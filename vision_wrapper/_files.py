@@ -132,6 +132,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def one_line(text: object) -> str:
+    """The text, `printable`, with a space in place of each stretch of white space and ends of lines."""
+    return printable(" ".join(str(text).split()))
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """`write_bytes` for a value that JSON can hold."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

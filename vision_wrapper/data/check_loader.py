@@ -179,10 +179,20 @@ def first_batch(loader: Any, epoch: int) -> tuple[Tensor, Tensor]:
     first = next(loader.batches(epoch) if isinstance(loader, Loader) else iter(loader), None)
     if first is None:
         raise SettingError("A loader gave no batch. Is it empty, or an iterator that is used up?")
-    if not isinstance(first, (tuple, list)) or len(first) != 2 or not all(isinstance(part, Tensor) for part in first):
-        parts = [type(part).__name__ for part in first] if isinstance(first, (tuple, list)) else type(first).__name__
+    return check_pair(first)
+
+
+def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """The batch, which has to be (inputs, targets). Raises `DataError` for anything else."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        if batch[0].ndim and batch[1].ndim:
+            return batch[0], batch[1]
         raise DataError(
-            f"A loader must yield pairs of tensors (inputs, targets), got {parts}. Have its dataset or its collate_fn "
-            "return such pairs."
+            f"A loader must yield batches, inputs (N, …) and targets (N,); got shapes {tuple(batch[0].shape)} and "
+            f"{tuple(batch[1].shape)}, one sample. Give the DataLoader a batch_size."
         )
-    return first[0], first[1]
+    parts = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise DataError(
+        f"A loader must yield pairs of tensors (inputs, targets), got {parts}. Have its dataset or its collate_fn "
+        "return such pairs."
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from vision_wrapper._files import PathLike, write_text
+from vision_wrapper._files import PathLike, one_line, write_text
 from vision_wrapper._lookup import unknown_name
 from vision_wrapper._numbers import is_whole
 from vision_wrapper.data.splits import image_for
@@ -100,7 +100,7 @@ class Mistakes(Sequence[Mistake]):
         """A table of the first twenty."""
         head = ("index", "true", "predicted", "confidence", "from")
         rows = [
-            (str(m.index), m.true_name, m.predicted_name, f"{m.confidence:.1%}", m.origin)
+            (str(m.index), one_line(m.true_name), one_line(m.predicted_name), f"{m.confidence:.1%}", one_line(m.origin))
             for m in self._mistakes[:SHOWN]
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

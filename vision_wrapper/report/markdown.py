@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vision_wrapper._files import PathLike, printable, write_text
+from vision_wrapper._files import PathLike, one_line, write_text
 from vision_wrapper.report.content import epoch_rows, figures, promises, summary_rows
 from vision_wrapper.report.run_folder import RunFolder, open_run
 
@@ -56,7 +56,7 @@ def _part(make: Callable[[], str]) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and the HTML in it leave as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(printable(text).split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", one_line(text))
 
 
 def fenced(text: str) -> str:

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 from vision_wrapper._distributed import Processes, part_of
 from vision_wrapper._state import samplers
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check_loader import shuffles
+from vision_wrapper.data.check_loader import check_pair, shuffles
 from vision_wrapper.errors import SettingError
-from vision_wrapper.trainer.checks import check_pair
 
 if TYPE_CHECKING:
     from vision_wrapper.trainer.trainer import Trainer

@@ -17,10 +17,11 @@ from vision_wrapper._describe import description, digest, fingerprint
 from vision_wrapper._files import PathLike, check_savable, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
+from vision_wrapper.data.check_loader import check_pair
 from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.callbacks import Callback
-from vision_wrapper.trainer.checks import check_pair, differences
+from vision_wrapper.trainer.checks import differences
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.guards import SCHEDULE_NOTES
 from vision_wrapper.trainer.history import History

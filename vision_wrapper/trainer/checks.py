@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -173,19 +173,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], of: str = "")
         elif other != own:
             found.append(f"{of}{name}: {other!r} there, {own!r} here")
     return found
-
-
-def check_pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """The batch, which has to be (inputs, targets). Raises `DataError` for anything else."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        if batch[0].ndim and batch[1].ndim:
-            return batch[0], batch[1]
-        raise DataError(
-            f"A loader must yield batches, inputs (N, …) and targets (N,); got shapes {tuple(batch[0].shape)} and "
-            f"{tuple(batch[1].shape)}, one sample. Give the DataLoader a batch_size."
-        )
-    parts = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise DataError(f"A loader must yield pairs of tensors (inputs, targets), got {parts}.")
 
 
 def no_logits(outputs: Any) -> SettingError:

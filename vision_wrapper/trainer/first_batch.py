@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vision_wrapper._state import preserve_order, preserve_random_states
 from vision_wrapper.data import Loader
+from vision_wrapper.data.check_loader import check_pair
 from vision_wrapper.data.check_model import check_batch
 from vision_wrapper.data.findings import Finding
 from vision_wrapper.errors import DataError
 from vision_wrapper.trainer.batches import evaluated_batches
-from vision_wrapper.trainer.checks import check_pair, no_batch
+from vision_wrapper.trainer.checks import no_batch
 from vision_wrapper.trainer.losses import ignored_class, takes_logits
 
 if TYPE_CHECKING:

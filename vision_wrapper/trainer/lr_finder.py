@@ -15,12 +15,12 @@ from torch import nn
 
 from vision_wrapper._numbers import is_number, whole_number
 from vision_wrapper._state import preserve_order, preserve_state
+from vision_wrapper.data.check_loader import check_pair
 from vision_wrapper.data.check_model import BATCH_OF_ONE, has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer.batches import Parts, training_batches
 from vision_wrapper.trainer.checks import (
     check_last_batch,
-    check_pair,
     check_still_held,
     check_trainable,
     memory_errors,

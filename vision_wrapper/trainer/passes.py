@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vision_wrapper._state import preserve_mode, preserve_order
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check_loader import in_order, shuffles
+from vision_wrapper.data.check_loader import check_pair, in_order, shuffles
 from vision_wrapper.data.check_model import does_not_take
 from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer.batches import evaluated_batches, interleaved
-from vision_wrapper.trainer.checks import check_pair, no_batch, out_of_memory
+from vision_wrapper.trainer.checks import no_batch, out_of_memory
 from vision_wrapper.trainer.losses import LOSS_ERRORS, counted_and_weight, no_mean, raise_loss_failed
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 

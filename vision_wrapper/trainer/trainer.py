@@ -21,6 +21,7 @@ from vision_wrapper._files import PathLike
 from vision_wrapper._numbers import whole_number
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
+from vision_wrapper.data.check_loader import check_pair
 from vision_wrapper.data.check_model import BATCH_OF_ONE
 from vision_wrapper.errors import DataError
 from vision_wrapper.evaluation import Predictions
@@ -33,7 +34,6 @@ from vision_wrapper.trainer.checks import (
     check_callbacks,
     check_distributable,
     check_optimizer,
-    check_pair,
     check_same_groups,
     check_settings,
     memory_errors,

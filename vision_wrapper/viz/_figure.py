@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vision_wrapper._files import printable
+from vision_wrapper._files import one_line, printable
 
 P = ParamSpec("P")
 
@@ -159,7 +159,7 @@ def remark(fig: Figure, text: str, colour: str = MUTED) -> None:
 
 def short(text: object, length: int) -> str:
     """The text as wide as at most `length` characters, all printable, on one line; its middle makes room."""
-    text = printable(" ".join(str(text).split()))
+    text = one_line(text)
     if sum(map(_width, text)) <= length:
         return text
     head = _beginning(text, (length - 1) * 2 // 3)
