@@ -5,6 +5,7 @@ import inspect
 import math
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -158,6 +159,31 @@ def test_the_random_beginning_has_no_part_in_an_average():
     for _ in range(98):
         average.update()
     assert float(average.averages[0]) == pytest.approx(1)
+
+
+class Interrupting(list):
+    """A list in the midst of which Ctrl-C is pressed."""
+
+    def __iter__(self):
+        for place, item in enumerate(super().__iter__()):
+            if place == 1:
+                signal.raise_signal(signal.SIGINT)
+            yield item
+
+
+def test_ctrl_c_while_the_averages_are_exchanged_leaves_no_mixture():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    own = [p.detach().clone() for p in model.parameters()]
+    average = WeightAverage(model, decay=0.9)
+    average.load([torch.zeros_like(p) for p in own])
+    average._live = Interrupting(average._live)
+    with pytest.raises(KeyboardInterrupt), average.applied():
+        raise AssertionError("not reached")
+    assert all(torch.equal(a, b) for a, b in zip(own, model.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        average.swap()
+    assert not any(p.any() for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(own, average.averages, strict=True))
 
 
 def test_losses_are_weighted_by_samples(images):

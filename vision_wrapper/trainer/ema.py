@@ -8,12 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vision_wrapper.trainer.guards import uninterrupted
+
 
 class WeightAverage:
     """Averages of a model's parameters and floating-point buffers, updated after each step of the optimizer."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.steps = decay, 0
+        self._swapped = False
         self._live = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
         self.averages = [tensor.detach().clone() for tensor in self._live]
 
@@ -31,20 +34,23 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the averages."""
-        for live, average in zip(self._live, self.averages, strict=False):
-            value = live.detach().clone()
-            live.copy_(average)
-            average.copy_(value)
+        """Exchange the model's weights and the averages, all of them: Ctrl-C waits for the end."""
+        with uninterrupted():
+            for live, average in zip(self._live, self.averages, strict=True):
+                value = live.detach().clone()
+                live.copy_(average)
+                average.copy_(value)
+            self._swapped = not self._swapped
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model hold the averages for a while."""
-        self.swap()
         try:
+            self.swap()
             yield
         finally:
-            self.swap()
+            if self._swapped:  # and not stopped before
+                self.swap()
 
     @torch.no_grad()
     def load(self, averages: list[Tensor], steps: int = 0) -> None:
