@@ -8,6 +8,7 @@ table of docs/trials.md. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLA
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from measure_recipes import RECORDS
 from try_means import PAGE, STUDIES, training_images_alone
 
 from vision_wrapper import data, recipes
-from vision_wrapper._files import read_json, write_json, write_text
+from vision_wrapper._files import read_json, write_text
 
 CURVES = RECORDS / "lr_finder.json"
 RECIPE = "custom-resnet-onecycle"
@@ -71,7 +72,8 @@ def main() -> None:
         if options.folder is None:
             parser.error("FOLDER is needed: CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png")
         found = list(curves(options.folder))
-        write_json(CURVES, {"curves": found, "machine": machine()})
+        lines = ",\n".join(json.dumps(curve) for curve in found)
+        write_text(CURVES, f'{{"machine": {json.dumps(machine())},\n"curves": [\n{lines}\n]}}\n')
     write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), "lr finder", generated()))
 
 
