@@ -312,6 +312,15 @@ def test_splits_know_the_names_of_their_labels(image_folder, tiny):
     assert data.load("digits").train.classes == tuple("0123456789")
 
 
+def test_a_split_gives_one_image_at_a_time(image_folder, tiny):
+    for split in (tiny.train, data.load(image_folder).train, data.Subset(tiny.train, [2, 0, 1])):
+        for index, same in ((np.int64(1), 1), (-1, len(split) - 1)):
+            assert np.array_equal(split[index][0], split[same][0])
+        for several in (slice(2), [0, 1], np.arange(2), 1.0, None):
+            with pytest.raises(SettingError, match=r"one image at a time.*Subset\(split, range\(5\)\)"):
+                split[several]
+
+
 @pytest.mark.parametrize("name", ["", None, 5])
 def test_what_is_no_name_is_said(name):
     with pytest.raises(SettingError, match="name of a data set or the path"):

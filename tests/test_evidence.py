@@ -103,6 +103,8 @@ def test_repeat_goes_on_and_leaves_what_is_finished(images, tmp_path):
     assert alone.predictions.accuracy() == first.accuracies[1] and alone.tta_accuracy == first.tta_accuracies[1]
     with pytest.raises(OtherRunError, match="batch_size"):
         recipes.repeat(recipe, [3], images, out=tmp_path / "runs", callbacks=[], batch_size=5)
+    numpys = recipes.repeat(recipe, np.array([3, 1]), images, out=tmp_path / "runs", callbacks=[])
+    assert numpys == first
     for wrong in (0, [], [1, 1], "ab", b"ab", True, [-1], [0, None], [[1]], [{}]):
         with pytest.raises(SettingError, match="seed"):
             recipes.repeat(recipe, wrong, images, out=tmp_path / "none")

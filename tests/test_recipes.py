@@ -1,7 +1,9 @@
 """Every recipe, in a reduced form, from data to run folder."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +145,22 @@ def test_a_recipe_is_read_back_from_plain_values():
     assert fields == json.loads(json.dumps(fields))
     again = recipes.Recipe.from_dict({**fields, "expected": {"accuracy": 1.0}})
     assert again.as_dict() == fields and again.expected is None
+
+
+def test_numpys_numbers_and_paths_make_the_same_recipe():
+    """From a loop over arrays, or a sweep's table."""
+    arguments = {"widths": np.array([4, 4, 8, 8]), "dropout": np.float32(0.5)}
+    numpys = RECIPES["quickstart"].changed(seed=np.int64(3), epochs=np.int64(4), lr=np.float64(0.1), schedule_args={
+        **RECIPES["quickstart"].schedule_args, "max_lr": np.float32(0.5)}, model_args=arguments, drop_last=np.True_
+    )  # fmt: skip
+    own = RECIPES["quickstart"].changed(seed=3, epochs=4, lr=0.1, schedule_args={
+        **RECIPES["quickstart"].schedule_args, "max_lr": 0.5}, model_args={"widths": [4, 4, 8, 8], "dropout": 0.5},
+        drop_last=True,
+    )  # fmt: skip
+    assert numpys == own and numpys.as_dict() == own.as_dict() and type(numpys.epochs) is int
+    assert RECIPES["folder"].changed(pretrained=Path("a/b.pth")).pretrained == os.path.join("a", "b.pth")
+    with pytest.raises(SettingError, match="model_args must hold numbers, texts, lists and dicts"):
+        RECIPES["quickstart"].changed(model_args={"widths": {4, 8}})
 
 
 def test_recipes_share_nothing_that_can_change():

@@ -192,6 +192,7 @@ def test_a_preview_needs_epochs_with_steps():
 def test_numpys_whole_numbers_make_the_same_run():
     three = np.int64(3)
     assert schedules.multi_step([three]).describe() == schedules.multi_step([3]).describe()
+    assert schedules.multi_step(np.array([3, 5])).describe() == schedules.multi_step([3, 5]).describe()
     assert schedules.plateau(patience=three).describe() == schedules.plateau(patience=3).describe()
     assert repr(data.augmentation("crop_flip", pad=three)) == repr(data.augmentation("crop_flip", pad=3))
     assert type(Lookahead(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), steps=three).steps) is int

@@ -186,6 +186,18 @@ def test_ctrl_c_while_the_averages_are_exchanged_leaves_no_mixture():
     assert all(torch.equal(a, b) for a, b in zip(own, average.averages, strict=True))
 
 
+def test_a_network_with_outputs_to_spare_is_predicted_with(images):
+    """Such as one of ImageNet's thousand classes, whose head was not replaced: a fit only warns of it."""
+    model = models.CustomResNet(5, widths=(4, 4, 8, 8))
+    with pytest.warns(UserWarning, match="5 outputs for 3 classes"):
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=[])
+        loaders = data.make_loaders(images, batch_size=8)
+        trainer.fit(loaders.train, epochs=1)
+    predictions = trainer.predict(loaders.test)
+    assert predictions.classes == (*images.classes, "output 3", "output 4")
+    assert predictions.accuracy() == trainer.evaluate(loaders.test).accuracy
+
+
 def test_losses_are_weighted_by_samples(images):
     trainer, loaders = make(images, precision="fp32")
     result = trainer.evaluate(loaders.test)  # 15 images in batches of 8: the last has 7

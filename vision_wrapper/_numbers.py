@@ -1,8 +1,10 @@
-"""Numbers, python's own and numpy's."""
+"""Numbers, python's own and numpy's, and plain values."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -50,3 +52,14 @@ def number_from_0(name: str, value: Any) -> float:
 def pythons_own(value: Any) -> Any:
     """A number of numpy's as python's, which calculates in 64 bits and is written without its type; others as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy, and paths, as JSON can hold them, inside dicts, lists and tuples too; all copied."""
+    if isinstance(value, Mapping):
+        return {plain(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (tuple if isinstance(value, tuple) else list)(plain(part) for part in value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else pythons_own(value)

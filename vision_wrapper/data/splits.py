@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ class ArraySplit:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        index = one_index(index)
         image = self.images[index]
         if image.shape[-1] != self.channels:
             return np.repeat(image, self.channels, axis=-1), int(self.labels[index])
@@ -91,6 +93,7 @@ class FolderSplit:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        index = one_index(index)
         return decode(self.paths[index], self.channels), int(self.labels[index])
 
     def origin(self, index: int) -> str:
@@ -116,11 +119,22 @@ class Subset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.split[int(self.indices[index])]
+        return self.split[int(self.indices[one_index(index)])]
 
     def origin(self, index: int) -> str:
         """Where the whole split has it from."""
         return self.split.origin(int(self.indices[index]))
+
+
+def one_index(index: Any) -> int:
+    """The index as an int. Raises `SettingError` for a slice, or a list of indices."""
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        raise SettingError(
+            f"A split gives one image at a time, split[i]; got {index!r}. For several there is "
+            "data.Subset(split, range(5))."
+        ) from error
 
 
 def checked_indices(name: str, count: int, indices: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -128,6 +129,10 @@ def _check_dicts(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if not isinstance(value, Mapping) and not (value is None and name in ("groups", "lookahead")):
             raise SettingError(f'{name} must be a dict such as {{"p": 1}}, got {value!r}.')
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"{name} must hold numbers, texts, lists and dicts, got {value!r}: {error}.") from error
 
 
 def _check_images(recipe: Recipe) -> None:

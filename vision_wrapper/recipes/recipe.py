@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ import torch
 from torch import nn
 
 from vision_wrapper._lookup import check_names
+from vision_wrapper._numbers import plain
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models import build_model, parameter_groups, scale_head
-from vision_wrapper.recipes.checks import DICTS, check_fields, parameters_of
+from vision_wrapper.recipes.checks import check_fields, parameters_of
 from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Lookahead, Schedule, schedules
 
 INFORMATIVE = {"description", "published", "goal", "expected"}  # fields of a recipe that change no run
@@ -141,9 +141,8 @@ class Recipe:
     expected: Expected | None = None
 
     def __post_init__(self):
-        for name in DICTS:  # its own: recipes that were made from the same one do not share them
-            value = getattr(self, name)
-            object.__setattr__(self, name, copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value)
+        for each in fields(self):  # its own: recipes that were made from the same one do not share them
+            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         check_fields(self)
         if not (self.expected is None or isinstance(self.expected, Expected)):
             raise SettingError(f"expected is measured, not set; got {self.expected!r}.")
@@ -155,6 +154,7 @@ class Recipe:
         where the highest rate is the schedule's.
         """
         check_names("setting of a recipe", settings, [f.name for f in fields(self)])
+        settings = plain(settings)
         self._check_rate(settings)
         if settings and settings.keys() != {"seed"}:
             settings = {"expected": None, **settings}  # it was measured with other settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision_wrapper._files import read_json, read_tensors, write_json
+from vision_wrapper._files import PathLike, read_json, read_tensors, write_json
+from vision_wrapper._numbers import plain
 from vision_wrapper.errors import SettingError, VisionWrapperError
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.run import run
@@ -52,8 +54,8 @@ class ResumeProof:
 
 def verify_resume(
     recipe: str | Recipe,
-    data: str | None = None,
-    root: str = "data",
+    data: PathLike | None = None,
+    root: PathLike = "data",
     *,
     kills: int = 10,
     moments_seed: int = 0,
@@ -75,6 +77,7 @@ def verify_resume(
     Raises `VisionWrapperError` where the recipe cannot be trained at all.
     """
     plan = plan_of(recipe, settings)
+    data, root = plain(data), os.fspath(root)
     if data is not None and not isinstance(data, str):
         raise SettingError(f"verify_resume starts processes of its own: data is a name or a folder, got {data!r}.")
     generator = random.Random(moments_seed)

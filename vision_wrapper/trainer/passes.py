@@ -111,7 +111,9 @@ def predict(trainer: Trainer, loader: Any, tta: Views) -> Predictions:
     if not isinstance(loader, Loader):
         return Predictions(logits, targets, torch.arange(len(targets)))
     indices = torch.from_numpy(loader.order(0)[: len(targets)].copy())
-    return Predictions(logits, targets, indices, loader.classes, source=loader.split, preprocess=loader.preprocess)
+    more = [f"output {i}" for i in range(len(loader.classes), logits.shape[1] if logits.ndim == 2 else 0)]
+    classes = [*loader.classes, *more]  # a network may have outputs to spare
+    return Predictions(logits, targets, indices, classes, source=loader.split, preprocess=loader.preprocess)
 
 
 def are_classes(logits: Tensor, targets: Tensor) -> bool:

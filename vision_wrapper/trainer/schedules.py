@@ -22,6 +22,7 @@ from vision_wrapper._numbers import (
     is_positive,
     is_whole,
     number_from_0,
+    plain,
     positive_number,
     pythons_own,
     whole_number,
@@ -298,10 +299,11 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     Raises:
         SettingError: other milestones or another factor.
     """
+    milestones = plain(milestones)
     whole = isinstance(milestones, Sequence) and all(is_whole(m) for m in milestones)
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
-    milestones = [int(m) for m in milestones]
+    milestones = list(milestones)
     factor = positive_number("factor", factor)
 
     def build(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> Any:
