@@ -33,6 +33,11 @@ def test_no_hint_where_nothing_is_near():
     assert str(unknown_name("thing", "zzz", ["b", "a"])) == "Unknown thing 'zzz'. Known: a, b."
 
 
+def test_capitals_hide_no_near_name():
+    assert "did you mean 'cifar10' or 'cifar100'?" in str(unknown_name("data set", "CIFAR-10", DATASETS))
+    assert "did you mean 'Cat'?" in str(unknown_name("class", "cat", ["Cat", "Dog"]))
+
+
 def test_get_and_in_keep_the_meaning_of_a_dict():
     table = Table("thing", {"a": 1})
     assert table.get("b") is None and "b" not in table and list(table) == ["a"]

@@ -30,7 +30,8 @@ class Table(dict[str, Entry]):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """The error for a `name` that is not among the `known` ones."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    lowered = {each.lower(): each for each in known}
+    near = [lowered[found] for found in difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.5)]
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     return UnknownNameError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(known)}.")
 

@@ -100,8 +100,9 @@ class Augmenter:
             _check_fills(augment)
             return _UsersOwn(_Callable(augment, wants_pil), self._random)
         raise SettingError(
-            "augment must be a name of data.AUGMENTATIONS, operations, an albumentations.Compose, a torchvision "
-            f"transform or a callable, got {augment!r}."
+            'augment must be a name of data.AUGMENTATIONS ("none" for none), a list of operations such as '
+            "[data.Flip()], an albumentations.Compose, a torchvision transform or a callable, got "
+            f"{augment!r}."
         )
 
 
