@@ -54,12 +54,12 @@ def pythons_own(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Numbers and arrays of numpy, and paths, as JSON can hold them, inside dicts, lists and tuples too; all copied."""
     if isinstance(value, Mapping):
-        return {plain(name): plain(part) for name, part in value.items()}
+        return {plain_values(name): plain_values(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return (tuple if isinstance(value, tuple) else list)(plain(part) for part in value)
+        return (tuple if isinstance(value, tuple) else list)(plain_values(part) for part in value)
     if isinstance(value, np.ndarray):
         return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else pythons_own(value)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vision_wrapper._lookup import check_names
-from vision_wrapper._numbers import plain
+from vision_wrapper._numbers import plain_values
 from vision_wrapper.errors import SettingError
 from vision_wrapper.models import build_model, parameter_groups, scale_head
 from vision_wrapper.recipes.checks import check_fields, parameters_of
@@ -142,7 +142,7 @@ class Recipe:
 
     def __post_init__(self):
         for each in fields(self):  # its own: recipes that were made from the same one do not share them
-            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
+            object.__setattr__(self, each.name, plain_values(getattr(self, each.name)))
         check_fields(self)
         if not (self.expected is None or isinstance(self.expected, Expected)):
             raise SettingError(f"expected is measured, not set; got {self.expected!r}.")
@@ -154,7 +154,7 @@ class Recipe:
         where the highest rate is the schedule's.
         """
         check_names("setting of a recipe", settings, [f.name for f in fields(self)])
-        settings = plain(settings)
+        settings = plain_values(settings)
         self._check_rate(settings)
         if settings and settings.keys() != {"seed"}:
             settings = {"expected": None, **settings}  # it was measured with other settings

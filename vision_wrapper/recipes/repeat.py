@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_wrapper._files import PathLike
-from vision_wrapper._numbers import plain
+from vision_wrapper._numbers import plain_values
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
@@ -235,7 +235,7 @@ def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) ->
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    seeds = plain(seeds)
+    seeds = plain_values(seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if seeds < 1:
             raise SettingError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}.")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vision_wrapper._files import PathLike, read_json, read_tensors, write_json
-from vision_wrapper._numbers import plain
+from vision_wrapper._numbers import plain_values
 from vision_wrapper.errors import SettingError, VisionWrapperError
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.run import run
@@ -77,7 +77,7 @@ def verify_resume(
     Raises `VisionWrapperError` where the recipe cannot be trained at all.
     """
     plan = plan_of(recipe, settings)
-    data, root = plain(data), os.fspath(root)
+    data, root = plain_values(data), os.fspath(root)
     if data is not None and not isinstance(data, str):
         raise SettingError(f"verify_resume starts processes of its own: data is a name or a folder, got {data!r}.")
     generator = random.Random(moments_seed)

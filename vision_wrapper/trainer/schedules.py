@@ -22,7 +22,7 @@ from vision_wrapper._numbers import (
     is_positive,
     is_whole,
     number_from_0,
-    plain,
+    plain_values,
     positive_number,
     pythons_own,
     whole_number,
@@ -299,7 +299,7 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     Raises:
         SettingError: other milestones or another factor.
     """
-    milestones = plain(milestones)
+    milestones = plain_values(milestones)
     whole = isinstance(milestones, Sequence) and all(is_whole(m) for m in milestones)
     if not whole or not milestones or sorted(set(milestones)) != list(milestones) or milestones[0] < 1:
         raise SettingError(f"milestones must be rising epoch numbers from 1 on, got {milestones!r}.")
