@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from measure import filled, machine
+from measure import filled, machine, rounded
 from measure_recipes import RECORDS
 from try_means import PAGE, STUDIES, training_images_alone
 
@@ -42,13 +42,9 @@ def curves(folder: str) -> Iterator[dict[str, Any]]:
                     "seed": seed,
                     "suggestion": curve.suggestion,
                     "max_lr": curve.max_lr,
-                    "lrs": [_rounded(rate) for rate in curve.lrs],
-                    "losses": [_rounded(loss) for loss in curve.losses],
+                    "lrs": [rounded(rate) for rate in curve.lrs],
+                    "losses": [rounded(loss) for loss in curve.losses],
                 }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def generated() -> Iterator[str]:

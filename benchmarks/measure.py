@@ -32,7 +32,7 @@ def in_turn(contestants: dict[str, Callable[[], float]], rounds: int, warm_up: i
 def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": _rounded(middle), "lower": _rounded(low), "upper": _rounded(high), "rounds": len(values)}
+    return {"median": rounded(middle), "lower": rounded(low), "upper": rounded(high), "rounds": len(values)}
 
 
 def ratios(found: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
@@ -44,7 +44,8 @@ def ratios(found: dict[str, list[float]], ours: str) -> dict[str, dict[str, floa
     }
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To four digits."""
     return float(f"{value:.4g}")
 
 
