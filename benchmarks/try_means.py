@@ -4,8 +4,8 @@ A network, narrow but in the study "wide", is trained on a part of CIFAR-10's tr
 test set is not looked at. Each trial differs from "as it is" in what its name says: in the studies "short" (6 epochs of
 10,000 images) and "whole" (the recipe's own 10 epochs of 45,000) from the settings that `custom-resnet-fast` had first,
 in "wide" (40,000) from its own but for the head's rate, in "whitened" from those of `speedrun`, in "adam-peak" and
-"sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle` and `custom-resnet-sgd`, with peaks of their own
-in place of the learning rate finder's. Records go to docs/evidence/trials.json and into the tables of docs/trials.md;
+"sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle` and `custom-resnet-sgd`, with peaks of their own.
+Records go to docs/evidence/trials.json and into the tables of docs/trials.md;
 stopped anywhere, the same command goes on. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With
 --page nothing is run.
 """
@@ -128,7 +128,7 @@ WHITENED = Recipe(
     drop_last=True,
     tta="flip_shift",
 )
-# What custom-resnet-onecycle and custom-resnet-sgd are, in 8 epochs and with a peak in place of the finder's.
+# What custom-resnet-onecycle and custom-resnet-sgd are, in 8 epochs and with peaks of their own.
 ADAM_PEAK = Recipe(
     "trial",
     "A narrow custom ResNet with Adam and the assignment's cycle.",

@@ -25,7 +25,7 @@ def test_the_classic_recipes_have_nothing_that_their_originals_had_not(name):
 def test_the_new_recipes_leave_the_networks_unchanged():
     plain = RECIPES["custom-resnet-adam"].build_model(10)
     for name in ("custom-resnet-page", "custom-resnet-fast", "custom-resnet-best"):
-        begins = {"init": "dirac"} if name == "custom-resnet-fast" else {}
+        begins = {} if name == "custom-resnet-page" else {"init": "dirac"}
         assert RECIPES[name].model_args == begins
         assert str(RECIPES[name].build_model(10)) == str(plain)
     assert RECIPES["resnet18-layernorm-best"].model_args["norm"] == "layer"
@@ -54,7 +54,7 @@ PUBLISHED = {
     "custom-resnet-sgd": (
         {"bias": True}, 6_575_370, torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "weight_decay": 0}, 512, 24,
         (*PLAIN_CROP, data.Flip(0.8), data.Cutout(8, holes=8, p=0.5)),
-        {"max_lr": 0.05, "pct_start": 5 / 24, "div_factor": 10, "final_div_factor": 1e4, "anneal_strategy": "cos"},
+        {"max_lr": 0.1, "pct_start": 5 / 24, "anneal_strategy": "cos"},
     ),
     "custom-resnet-late-peak": (
         {}, 6_573_130, torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-4}, 512, 24,
@@ -124,7 +124,7 @@ FURTHER = {
         "custom_resnet", Muon, MUON, (0.08, 0.08, 0.03), (5e-4, 0, 5e-4), (None, 0), 512, 10, ALTERNATING, 0.2, 0.125,
     ),
     "custom-resnet-best": (
-        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.5), (5e-4, 0, 5e-4), (None, 0), 512, 24,
+        "custom_resnet", Muon, MUON, (0.08, 0.08, 0.03), (5e-4, 0, 5e-4), (None, 0), 512, 24,
         (*ALTERNATING, data.Cutout(8, fill="mean")), 0.2, 0.125,
     ),
     "resnet18-best": (
