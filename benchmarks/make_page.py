@@ -17,8 +17,9 @@ INTRODUCTION = """# Benchmarks
 
 How fast this library is, beside others and beside a bare loop, and what it does not reach. Each table is of one run of
 one command, in which all that is compared took turns: the machines were shared and noisy, so **ratios say more than
-rates**, and a spread is given as quartiles. The page is written by `python benchmarks/make_page.py` from the records in
-`benchmarks/results`; `benchmarks/requirements.txt` lists what the others need.
+rates**, and a spread is given as quartiles. A ratio is the median of the rounds' ratios, which need not be the quotient
+of the two medians. The page is written by `python benchmarks/make_page.py` from the records in `benchmarks/results`;
+`benchmarks/requirements.txt` lists what the others need.
 """
 
 

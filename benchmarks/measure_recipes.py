@@ -2,9 +2,10 @@
 
 For each recipe and seed without a record, the recipe is run in full, and a few figures of the run are kept in
 docs/evidence/RECIPE.json. After each run the summary that fills `Recipe.expected` and the table of docs/recipes.md are
-written anew. Stopped anywhere, the same command goes on; a run that fails is kept as failed, for --retry, and the
-others are run. FOLDER holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With
---page nothing is run. --winograd shortens a run on a CPU: see winograd.py.
+written anew. Stopped anywhere, the same command goes on. A run whose loss ceases to be a number is kept as failed, for
+--retry; whatever else stops a run says nothing of its recipe, and is not kept. Either way the others are run. FOLDER
+holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With --page nothing is run.
+--winograd shortens a run on a CPU: see winograd.py.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from measure import filled, machine, refuse_unknown
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
-from vision_wrapper.errors import DataError
+from vision_wrapper.errors import DataError, NonFiniteLossError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
 from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.run import load_images
-from vision_wrapper.trainer import EpochLog
+from vision_wrapper.trainer import Callback, EpochLog
+from vision_wrapper.trainer.callbacks import Run
 from vision_wrapper.trainer.precision import choose_device, choose_precision
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -89,6 +91,16 @@ def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
     }
 
 
+class NoteStart(Callback):
+    """Note what a run is started on when it trains: not where it is refused, or has ended before."""
+
+    def __init__(self, folder: Path, recipe: Recipe, how: str):
+        self.arguments = (folder, recipe, how)
+
+    def on_fit_start(self, run: Run) -> None:
+        note_start(*self.arguments)
+
+
 def _starts(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.starts.json")
 
@@ -103,8 +115,9 @@ def note_start(folder: Path, recipe: Recipe, how: str) -> None:
     how = how if device.type == "cpu" else ""
     threads, cores = found["threads"], found["cores"]
     processor = f"{found['processor']}, {cores if threads >= cores else f'{threads} of {cores}'} cores"
+    computes = processor if device.type == "cpu" else found["gpu"] or f"{processor}, {device.type}"
     start = {
-        "hardware": (found["gpu"] or processor) + ("" if precision == "fp32" else f", {precision}") + how,
+        "hardware": computes + ("" if precision == "fp32" else f", {precision}") + how,
         "version": found["vision_wrapper"],
         "torch": found["torch"],
         "commit": found["commit"],
@@ -199,10 +212,12 @@ def difference(a: Recipe, b: Recipe) -> str:
         return "not measured"
     evidence.check_one_data([*first.values(), *second.values()])
     values = [first[seed]["accuracy"] - second[seed]["accuracy"] for seed in common]
+    counts = {recipe.name: len(kept_of(recipe)["failed"]) for recipe in (a, b)}
+    failed = "".join(f"; {count} of {name}'s seeds failed and do not count" for name, count in counts.items() if count)
     lengths = f"; {a.epochs} epochs against {b.epochs}" if a.epochs != b.epochs else ""
     made_on = [", ".join(dict.fromkeys(runs[seed]["hardware"] for seed in common)) for runs in (first, second)]
     machines = f"; {made_on[0]} against {made_on[1]}" if made_on[0] != made_on[1] else ""
-    return _in_words(values, 1 / first[common[0]]["test_images"]) + lengths + machines
+    return _in_words(values, 1 / first[common[0]]["test_images"]) + failed + lengths + machines
 
 
 def _in_words(values: list[float], rounding: float) -> str:
@@ -234,7 +249,7 @@ def cifar10(folder: str, cache: str) -> data.ImageData:
 def missing(names: list[str], seeds: int, retry: bool = False) -> Iterator[tuple[Recipe, int]]:
     """What has no record yet: one seed of every recipe before the next, short runs first.
 
-    What failed would fail again: it is run anew only with `retry`.
+    What failed would most likely fail again: it is run anew only with `retry`.
     """
     chosen = sorted((RECIPES[name] for name in names or RECIPES), key=lambda recipe: recipe.epochs)
     for seed in range(seeds):
@@ -261,29 +276,30 @@ def run_folder(recipe: Recipe, seed: int, options: argparse.Namespace) -> Path:
 def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace, how: str) -> None:
     """Run a recipe with a seed to its end, and keep its record."""
     folder = run_folder(recipe, seed, options)
-    note_start(folder, recipe, how)
+    callbacks = [EpochLog(), NoteStart(folder, recipe, how)]
     with warnings.catch_warnings():
         # Without its pretrained weights a recipe would be another one.
         warnings.filterwarnings("error", "Training begins from random weights")
-        result = recipes.run(recipe, source, out=folder, callbacks=[EpochLog()], seed=seed)
+        result = recipes.run(recipe, source, out=folder, callbacks=callbacks, seed=seed)
     if not result.finished:
         raise SystemExit("Interrupted: the same command goes on.")
     keep(recipe, record_of(result, recipe.data or f"photographs: {Path(source).name}"))
 
 
 def check_images(recipe: Recipe, source: Any) -> None:
-    """End the command where the images are not those of the recipe's records: no mean is of both."""
+    """End the command where the images are not those of the records of the same data: one table is of one data set."""
     images = load_images(recipe, source, "data")
+    records = [record for other in RECIPES.values() if other.data == recipe.data for record in records_of(other)]
     try:
-        evidence.check_one_data([*records_of(recipe), {"content": content_of(images)}])
+        evidence.check_one_data([*records, {"content": content_of(images)}])
     except DataError as error:
-        raise SystemExit(f"{recipe.name}: these images are not those of its records. {error}") from error
+        raise SystemExit(f"{recipe.name}: these images are not those of the records. {error}") from error
 
 
 def measure_all(options: argparse.Namespace) -> None:
     """Run what has no record."""
     how = winograd.install() if options.winograd else ""
-    failed = []
+    not_measured = []
     with tempfile.TemporaryDirectory() as cache:
         source = sources(options, cache)
         for recipe, seed in missing(options.recipes, options.seeds, options.retry):
@@ -294,13 +310,14 @@ def measure_all(options: argparse.Namespace) -> None:
             try:
                 check_images(recipe, source[recipe.data])
                 measure(recipe, seed, source[recipe.data], options, how)
-            except Exception as error:  # whatever it is, it is this recipe's: the others are measured
+            except Exception as error:  # whatever it is, the others are measured
                 print(f"{recipe.name}, seed {seed}: {error}", flush=True)
-                keep(recipe, failure_of(seed, error, run_folder(recipe, seed, options)), "failed")
-                failed.append(recipe.name)
+                not_measured.append(recipe.name)
+                if isinstance(error, NonFiniteLossError):  # the recipe's own: else it is of the data or the machine
+                    keep(recipe, failure_of(seed, error, run_folder(recipe, seed, options)), "failed")
             write_all()
-    if failed:
-        raise SystemExit(f"Not measured: {', '.join(dict.fromkeys(failed))}.")
+    if not_measured:
+        raise SystemExit(f"Not measured: {', '.join(dict.fromkeys(not_measured))}.")
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from measure import save, spread
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes
-from vision_wrapper.recipes.run import _model as make_model
-from vision_wrapper.recipes.run import _trainer as make_trainer
-from vision_wrapper.recipes.run import loaders_of
+from vision_wrapper.recipes.run import loaders_of, model_of, trainer_of
 from vision_wrapper.trainer.precision import choose_device
 
 
@@ -30,8 +29,11 @@ def in_memory(folder: str, cache: str, limit: int | None) -> data.ImageData:
     images = data.cached(data.load(folder), cache)
     if limit is None:
         return images
-    some = {name: data.Subset(split, range(0, len(split), len(split) // limit)) for name, split in images.splits()}
-    return data.ImageData(images.name, some["train"], some["test"], images.classes)
+    train, test = (
+        data.Subset(split, np.linspace(0, len(split) - 1, min(limit, len(split))).astype(int))
+        for split in (images.train, images.test)
+    )
+    return data.ImageData(images.name, train, test, images.classes)
 
 
 def ours(images: data.ImageData, plan: recipes.Recipe, seed: int) -> tuple[float, float]:
@@ -44,7 +46,7 @@ def ours(images: data.ImageData, plan: recipes.Recipe, seed: int) -> tuple[float
     next(loaders.train.batches(0))
     wait(loaders.train.device)
     started = time.perf_counter()
-    trainer = make_trainer(plan, *make_model(plan, len(images.classes)), loaders, callbacks=[])
+    trainer = trainer_of(plan, *model_of(plan, len(images.classes)), loaders, callbacks=[])
     trainer.fit(loaders.train, epochs=plan.epochs, schedule=plan.build_schedule())
     wait(trainer.device)
     return time.perf_counter() - started, trainer.predict(loaders.test, tta=plan.tta).accuracy()

@@ -5,9 +5,8 @@ test set is not looked at. Each trial differs from "as it is" in what its name s
 10,000 images) and "whole" (the recipe's own 10 epochs of 45,000) from the settings that `custom-resnet-fast` had first,
 in "wide" (40,000) from its own but for the head's rate, in "whitened" from those of `speedrun`, in "adam-peak" and
 "sgd-peak" (8 epochs of 45,000) from those of `custom-resnet-onecycle` and `custom-resnet-sgd`, with peaks of their own.
-Records go to docs/evidence/trials.json and into the tables of docs/trials.md;
-stopped anywhere, the same command goes on. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With
---page nothing is run.
+Records go to docs/evidence/trials.json and into the tables of docs/trials.md; stopped anywhere, the same command goes
+on. FOLDER holds CIFAR-10 as train/CLASS/*.png and test/CLASS/*.png. With --page nothing is run.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from typing import Any
 import numpy as np
 import winograd
 from measure import filled, refuse_unknown
-from measure_recipes import DOCS, RECORDS, digest, digest_of, note_start, own_settings, record_of
+from measure_recipes import DOCS, RECORDS, NoteStart, digest, digest_of, own_settings, record_of
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_text
+from vision_wrapper.errors import NonFiniteLossError
 from vision_wrapper.recipes import Recipe
 from vision_wrapper.recipes.evidence import check_one_data, mean_interval, resolved, same_meaning
 from vision_wrapper.recipes.identity import content_of
@@ -376,7 +376,7 @@ def run_all(options: argparse.Namespace) -> None:
     study = STUDIES[options.study]
     if study.closed:
         raise SystemExit(f"The study {options.study!r} is closed: {study.closed}.")
-    how = winograd.install() if options.winograd else ""
+    how, diverged = winograd.install() if options.winograd else "", []
     with tempfile.TemporaryDirectory() as cache:
         images = training_images_alone(study, options.folder, cache)
         earlier = [run for run in kept_runs() if run["study"] == options.study]
@@ -385,11 +385,18 @@ def run_all(options: argparse.Namespace) -> None:
             print(f"{options.study}: {name}, seed {seed}", flush=True)
             plan = study.plan(name)
             out = Path(options.out) / options.study / study.digest(name) / f"seed-{seed}"
-            note_start(out, plan, how)
-            result = recipes.run(plan, images, out=out, callbacks=[EpochLog()], seed=seed)
+            callbacks = [EpochLog(), NoteStart(out, plan, how)]
+            try:
+                result = recipes.run(plan, images, out=out, callbacks=callbacks, seed=seed)
+            except NonFiniteLossError as error:
+                print(f"{name}, seed {seed}: {error}", flush=True)
+                diverged.append(f"{name}, seed {seed}")
+                continue
             if not result.finished:
                 raise SystemExit("Interrupted: the same command goes on.")
             keep({"study": options.study, "trial": name, **record_of(result, study.data)})
+    if diverged:
+        raise SystemExit(f"Diverged, which the page has to say by hand: {'; '.join(diverged)}.")
 
 
 def missing(options: argparse.Namespace) -> Iterator[tuple[str, int]]:

@@ -24,7 +24,7 @@ print(f"Steepest fall of the loss: {curve.suggestion:.2e}; for the peak of a cyc
 
 # Linear, stepped by batch, and without annihilation: it ends at the rate it began with.
 epochs = 3
-schedule = schedules.one_cycle(max_lr=curve.max_lr, min_lr=curve.max_lr / 10, peak_epoch=1)
+schedule = schedules.one_cycle(max_lr=curve.max_lr, min_lr=curve.max_lr / 10, peak_epoch=1, annihilate=False)
 figure = viz.plot_schedule(schedule, epochs=epochs, steps_per_epoch=len(loaders.train))
 figure.savefig("runs/schedule.png")
 history = trainer.fit(loaders.train, loaders.test, epochs=epochs, schedule=schedule)

@@ -15,7 +15,14 @@ import torch
 from runs import command, reduced
 
 from vision_wrapper import data, recipes
-from vision_wrapper.errors import DamagedFileError, DataError, OtherRunError, SettingError, VisionWrapperError
+from vision_wrapper.errors import (
+    DamagedFileError,
+    DataError,
+    NonFiniteLossError,
+    OtherRunError,
+    SettingError,
+    VisionWrapperError,
+)
 from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
 from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
@@ -125,7 +132,7 @@ def test_compare_runs_the_same_seeds(images, tmp_path):
         recipes.compare(a, a, 1, images)
 
 
-def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path):
+def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path, monkeypatch):
     a = reduced("quickstart")
     for other, settings, said in (
         (RECIPES["folder"], {}, "your own images"),
@@ -134,6 +141,15 @@ def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path
     ):
         with pytest.raises(VisionWrapperError, match=said):
             recipes.compare(a, other, 1, out=tmp_path / "none", callbacks=[], **settings)
+    in_colour = replace(
+        data.DATASETS["digits"],
+        load=lambda _, channels: data.from_arrays(
+            *((s.images[..., :channels], s.labels) for s in (images.train, images.test))
+        ),
+    )
+    monkeypatch.setitem(data.DATASETS, "digits", in_colour)
+    with pytest.raises(SettingError, match="channels=3 and channels=1 the test images are different ones"):
+        recipes.compare(a, a.changed(name="grey", channels=1), 1, out=tmp_path / "none", callbacks=[])
     assert not (tmp_path / "none").exists()
     with pytest.raises(SettingError, match="same seeds and test images"):
         Comparison(repeats(0.9, 0.8), repeats(0.9))
@@ -154,6 +170,15 @@ def test_the_command_line_repeats_and_compares(image_folder, tmp_path):
     said = command("compare", "custom-resnet-adam", "custom-resnet-late-peak", *small, *narrow, *alike, cwd=tmp_path)
     assert "A difference of" in said or "is better than" in said
     assert (tmp_path / "both/custom-resnet-late-peak-seeds/seed-1/report.html").exists()
+
+
+@pytest.mark.parametrize("names", [["repeat", "quickstart"], ["compare", "quickstart", "speedrun"]])
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, names):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, names[0], interrupted)
+    assert "The same command goes on" in command(*names, "--data", "digits", cwd=tmp_path, expect=130)
 
 
 # ---- records, summary, page
@@ -220,8 +245,15 @@ def test_runs_on_different_images_have_no_common_mean(measure_recipes, monkeypat
     with pytest.raises(DataError, match="different images"):
         evidence.summarise([record(0, content=first), record(1, content=other)])
     monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=first)])
-    with pytest.raises(SystemExit, match="quickstart: these images are not those of its records"):
+    with pytest.raises(SystemExit, match="quickstart: these images are not those of the records"):
         measure_recipes.check_images(RECIPES["quickstart"], images)
+    # Records of other recipes of the same data are in the same table.
+    monkeypatch.setattr(
+        measure_recipes, "records_of", lambda r: [record(0, content=first)] if r.name == "custom-resnet-page" else []
+    )
+    measure_recipes.check_images(RECIPES["quickstart"], images)
+    with pytest.raises(SystemExit, match="speedrun: these images are not those of the records"):
+        measure_recipes.check_images(RECIPES["speedrun"], images)
     mine = content_of(images)
     monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=mine)])
     measure_recipes.check_images(RECIPES["quickstart"], images)
@@ -314,44 +346,59 @@ def own_records(measure_recipes, monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_recipe_that_fails_is_kept_as_failed_and_the_others_are_measured(
-    measure_recipes, own_records, monkeypatch, capsys
-):
+@pytest.fixture
+def measuring(measure_recipes, own_records, monkeypatch):
+    """The command over `names`, with runs that raise `error` but for the seeds that `works` has."""
+    case = SimpleNamespace(tried=[], works={0}, names=["quickstart", "speedrun", "folder"], error=NonFiniteLossError)
+
     def measure(recipe, seed, *_):
-        tried.append((recipe.name, seed))
-        if recipe.name == "quickstart" and seed not in works:
-            raise ValueError("The loss is\nno number.")
+        case.tried.append((recipe.name, seed))
+        if recipe.name == "quickstart" and seed not in case.works:
+            raise case.error("The loss is\nno number.")
         measure_recipes.keep(recipe, record(seed))
 
     def command(*more):
-        tried.clear()
-        monkeypatch.setattr(sys, "argv", ["measure_recipes.py", *names, "--seeds", "2", "--out", "runs", *more])
+        case.tried.clear()
+        monkeypatch.setattr(sys, "argv", ["measure_recipes.py", *case.names, "--seeds", "2", "--out", "runs", *more])
         measure_recipes.main()
 
-    tried, works, names = [], {0}, ["quickstart", "speedrun", "folder"]
     monkeypatch.setattr(measure_recipes, "measure", measure)
     monkeypatch.setattr(measure_recipes, "check_images", lambda *_: None)
     monkeypatch.setattr(measure_recipes, "sources", lambda *_: {"digits": "digits", "cifar10": None})
+    case.command = command
+    return case
+
+
+def test_a_recipe_that_fails_is_kept_as_failed_and_the_others_are_measured(measure_recipes, measuring, capsys):
     with pytest.raises(SystemExit, match=r"^Not measured: quickstart\.$"):
-        command()
-    assert tried.count(("speedrun", 1)) == 1 and len(tried) == 4
+        measuring.command()
+    assert measuring.tried.count(("speedrun", 1)) == 1 and len(measuring.tried) == 4
     said = capsys.readouterr().out
     assert "quickstart, seed 1: The loss is" in said and "folder: needs --photos" in said
     (failed,) = measure_recipes.kept_of(RECIPES["quickstart"])["failed"]
-    assert (failed["seed"], failed["error"]) == (1, "ValueError: The loss is\nno number.") and failed["date"]
+    assert (failed["seed"], failed["error"]) == (1, "NonFiniteLossError: The loss is\nno number.") and failed["date"]
     page = measure_recipes.PAGE.read_text()
-    assert "- `quickstart`: seeds 0: 1 of 2 seeds, 1 failed (seed 1, ValueError: The loss is no number.); cif" in page
-    command()
-    assert tried == []  # what failed is not run again
-    works.add(1)
-    command("--retry")
-    assert tried == [("quickstart", 1)] and "- `quickstart`: seeds 0, 1; cifar10" in measure_recipes.PAGE.read_text()
+    assert "`quickstart`: seeds 0: 1 of 2 seeds, 1 failed (seed 1, NonFiniteLossError: The loss is no number.)" in page
+    measuring.command()
+    assert measuring.tried == []  # what failed is not run again
+    measuring.works.add(1)
+    measuring.command("--retry")
+    assert measuring.tried == [("quickstart", 1)]
+    assert "- `quickstart`: seeds 0, 1; cifar10" in measure_recipes.PAGE.read_text()
     assert measure_recipes.kept_of(RECIPES["quickstart"])["failed"] == []
-    monkeypatch.setattr(measure_recipes, "measure", lambda *_: sys.exit("Interrupted"))
-    names[:] = ["custom-resnet-adam"]
-    with pytest.raises(SystemExit, match="Interrupted"):
-        command()
-    assert measure_recipes.kept_of(RECIPES["custom-resnet-adam"]) == {"runs": [], "failed": []}
+
+
+@pytest.mark.parametrize("error", [OSError, OtherRunError, KeyError, SystemExit])
+def test_what_is_not_of_the_recipe_is_not_kept_as_its_failure(measure_recipes, measuring, error):
+    """Images that are not there, a run of another machine in the folder, Ctrl-C: the same command goes on."""
+    measuring.error = error
+    with pytest.raises(SystemExit):
+        measuring.command()
+    assert [run["seed"] for run in measure_recipes.records_of(RECIPES["quickstart"])] == [0]
+    assert measure_recipes.kept_of(RECIPES["quickstart"])["failed"] == []
+    measuring.works.add(1)
+    measuring.command()
+    assert ("quickstart", 1) in measuring.tried and measuring.tried.count(("speedrun", 0)) == 0
 
 
 def test_the_page_has_the_paired_difference_over_the_seeds_in_common(measure_recipes, own_records):
@@ -368,6 +415,9 @@ def test_the_page_has_the_paired_difference_over_the_seeds_in_common(measure_rec
     measure_recipes.keep(b, record(3, 0.97))  # one seed the other way
     said = measure_recipes.difference(a, b)
     assert said.startswith("+0.57 points (95% interval -") and said.endswith("3 seeds): not shown")
+    measure_recipes.keep(a, {"seed": 4, "error": "no number"}, "failed")
+    said = measure_recipes.difference(a, b)
+    assert said.endswith("3 seeds): not shown; 1 of custom-resnet-best's seeds failed and do not count")
     measure_recipes.keep(RECIPES["custom-resnet-fast"], record(1, 0.94))
     said = measure_recipes.difference(RECIPES["custom-resnet-fast"], b)
     assert said == "+0.00 points with one seed, which has no interval: not shown; 10 epochs against 24"

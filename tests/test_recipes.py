@@ -214,6 +214,8 @@ def test_unknown_names_are_named():
         ({"progressive_size": [[1, 0.5]]}, "begin at epoch 0"),
         ({"normalisation": "none"}, "imagenet"),
         ({"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
+        ({"model": "resnet18", "model_args": {"weights": "w.pth"}}, "set the recipe's pretrained"),
+        ({"normalisation": "imagenet", "channels": 1}, 'set normalisation to "data", and pretrained to None'),
         ({"whiten": "yes"}, "true or false"),
         ({"head_scale": 0.5}, "for sgd and muon"),
         ({"groups": {"weight_decay": None}}, "weight_decay must be"),

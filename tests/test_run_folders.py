@@ -337,13 +337,13 @@ def test_the_report_of_mixed_targets_has_its_summary(images, tmp_path):
 
 def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
     """Groups by role, a scaled head, lookahead, sizes that grow, whitening, and averaging at test time."""
-    from vision_wrapper.recipes.run import _model, _trainer, loaders_of
+    from vision_wrapper.recipes.run import loaders_of, model_of, trainer_of
 
     recipe = reduced("speedrun").changed(
         lookahead={"steps": 2}, progressive_size=((0, 0.75), (1, 1.0)), augment_args={"pad": 1}
     )
     loaders = loaders_of(recipe, images)
-    trainer = _trainer(recipe, *_model(recipe, len(images.classes)), loaders, callbacks=[])
+    trainer = trainer_of(recipe, *model_of(recipe, len(images.classes)), loaders, callbacks=[])
     groups = {group["name"]: group for group in trainer.optimizer.param_groups}
     assert groups["body"]["lr"] == 0.24 and groups["body_norms_biases"]["lr"] == 106.0
     assert groups["head"]["lr"] == pytest.approx(1.66 / 81) and groups["body_norms_biases"]["weight_decay"] == 0
@@ -359,6 +359,26 @@ def test_the_means_of_a_recipe_reach_the_trainer(images, tmp_path):
     assert figures["accuracy"] == result.predictions.accuracy() and figures["images_per_second"] > 0
     again = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
     assert again.tta_accuracy == result.tta_accuracy
+
+
+class SpoiledAtTheEnd(Callback):
+    """Every image of the last epoch's evaluation is taken for the first class."""
+
+    def on_batch_end(self, run):
+        if run.epoch == run.epochs - 1:
+            with torch.no_grad():
+                run.trainer.model.fc.bias[0] = 1e6
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_the_figures_are_of_the_last_epoch_and_not_of_the_best(images, tmp_path, val_fraction):
+    recipe = reduced("custom-resnet-adam").changed(epochs=4, val_fraction=val_fraction)
+    result = recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[SpoiledAtTheEnd()])
+    assert max(result.history["val_accuracy"]) > 0.5 and result.history[-1]["val_accuracy"] < 0.4
+    figures = json.loads((tmp_path / "run/results.json").read_text())
+    stored = np.load(tmp_path / "run/predictions.npz")
+    hits = float((stored["logits"].argmax(1) == stored["targets"]).mean())
+    assert figures["accuracy"] == result.predictions.accuracy() == pytest.approx(hits) == pytest.approx(1 / 3)
 
 
 class Watch(Callback):

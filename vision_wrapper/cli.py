@@ -24,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
+
 DataOption = Annotated[Optional[str], typer.Option("--data", help="A data set's name, or a folder of images.")]  # noqa: UP045
 RootOption = Annotated[str, typer.Option(help="Where named data sets are kept.")]
 EpochsOption = Annotated[Optional[int], typer.Option(help="Instead of the recipe's.")]  # noqa: UP045
@@ -65,7 +67,7 @@ def train(
     if result.predictions is None:
         command = shlex.join(["vision-wrapper", *sys.argv[1:], *([] if out else ["--out", str(result.run_dir)])])
         _say(f"Interrupted after {len(result.history)} of {result.recipe.epochs} epochs. To go on: {command}")
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     _print_accuracy(f"of the last epoch, {_trained(result.run_dir)}", result.predictions)
     _say(f"report: {result.run_dir / 'report.html'}")
 
@@ -141,7 +143,7 @@ def demo(
     model: Annotated[Path, typer.Argument(help="A classifier file, such as RUN/best.safetensors.")],
     port: Annotated[int, typer.Option(help="On this machine.", min=0, max=65535)] = 7860,
 ) -> None:
-    """Open a local page to drop an image on.
+    """Serve a local page to drop an image on, until Ctrl-C.
 
     It shows the classifier's answer and where it looked. Only this machine can reach the page.
     """
@@ -259,7 +261,10 @@ def repeat(
     _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
-    _say(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
+    try:
+        _say(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
+    except KeyboardInterrupt:
+        raise _interrupted() from None
 
 
 @app.command()
@@ -285,7 +290,10 @@ def compare(
         _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
-    found = recipes.compare(a, b, seeds, **where, callbacks=[EpochLog()], **settings)
+    try:
+        found = recipes.compare(a, b, seeds, **where, callbacks=[EpochLog()], **settings)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
     _say(f"{found.a}\n{found.b}\n{found}")
 
 
@@ -303,6 +311,12 @@ def report(
         raise typer.BadParameter("--compare writes HTML: leave --format out.")
     path = write(run) if compare is None else run_report.compare(run, compare)
     typer.echo(f"report: {path}")
+
+
+def _interrupted() -> typer.Exit:
+    """Of a command that finds its unfinished runs itself: say how to go on, and how it ended."""
+    _say("Interrupted. The same command goes on.")
+    return typer.Exit(INTERRUPTED)
 
 
 def _check_recipe(name: str) -> None:

@@ -55,9 +55,8 @@ def check_parts(recipe: Recipe) -> None:
     Weights are neither read nor downloaded. Of the schedule of an LR finder the rates are not known yet, and of no
     schedule the steps in an epoch: a peak within the first step is found later.
     """
-    arguments = {name: value for name, value in recipe.model_args.items() if name != "weights"}
     with preserve_random_states():
-        model = replace(recipe, pretrained=None, model_args=arguments).build_model(num_classes=2)
+        model = replace(recipe, pretrained=None).build_model(num_classes=2)
         optimizer = recipe.build_optimizer(model)
     if recipe.whiten:
         whitening_of(model)
@@ -137,6 +136,11 @@ def _check_dicts(recipe: Recipe) -> None:
 
 def _check_images(recipe: Recipe) -> None:
     check_names("normalisation", [recipe.normalisation], ("data", "imagenet"))
+    if recipe.normalisation == "imagenet" and recipe.channels != 3:
+        raise SettingError(
+            f'normalisation="imagenet" is for 3 channels, got channels={recipe.channels}: set normalisation to "data", '
+            "and pretrained to None, or leave channels at 3, as which grey images are read too."
+        )
     augmentation(recipe.augment, **recipe.augment_args)
     check_progressive_size(recipe.progressive_size)
     views_of(recipe.tta)
@@ -160,6 +164,8 @@ def _check_groups(recipe: Recipe) -> None:
 
 def _check_model(recipe: Recipe) -> None:
     make = MODELS[recipe.model]
+    if "weights" in recipe.model_args:
+        raise SettingError("weights are not among model_args: set the recipe's pretrained to their name or file.")
     _check_arguments("model_args", make, recipe.model_args, ("num_classes", "in_channels"))
     if recipe.pretrained is not None and "weights" not in parameters_of(make):
         having = " and ".join(name for name, other in MODELS.items() if "weights" in parameters_of(other))

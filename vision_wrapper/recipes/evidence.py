@@ -181,7 +181,8 @@ def _distance(found: Expected, reached: float, spread: float | None, goal: float
         return ""
     # A mean of ten-thousandths may come out a rounding error below the goal that it is.
     if reached < goal - 1e-9:
-        return f"{100 * (goal - reached):.2f} short"
+        short = 100 * (goal - reached)
+        return f"{short:.2f} short" if short >= 0.005 else "less than 0.01 short"
     if spread is None:
         return "met by one seed"
     if found.failed:

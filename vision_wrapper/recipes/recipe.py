@@ -65,8 +65,8 @@ class Recipe:
         channels: 3 for RGB, 1 for grey.
         model: a name of `MODELS`.
         model_args: its constructor's arguments, without num_classes and in_channels.
-        pretrained: torchvision's weights of the model, such as "IMAGENET1K_V1". Where they cannot be had, training
-            begins from random weights, with a warning, which the run folder and the report repeat.
+        pretrained: torchvision's weights of the model, such as "IMAGENET1K_V1", or a file. Where the former cannot be
+            had, training begins from random weights, with a warning, which the run folder and the report repeat.
         whiten: fit the network's first layer, a `Whitening`, to training images.
         head_scale: of the logits, in the form of `models.scale_head` and `models.parameter_groups`.
         optimizer: "adam", "adamw", "muon" or "sgd".
@@ -78,7 +78,8 @@ class Recipe:
         freeze_epochs: that train the head alone, at the beginning; none where there are no pretrained weights.
         schedule: a name of `SCHEDULES`, or None.
         schedule_args: its arguments.
-        find_lr: take the schedule's `max_lr` from the LR finder, and `min_lr` as a tenth of it.
+        find_lr: take the schedule's `max_lr` from the LR finder, and `min_lr`, where `schedule_args` have none, as a
+            tenth of it.
         batch_size: images in a step.
         epochs: that are trained.
         schedule_epochs: that the schedule is made for, where the run ends before; None is `epochs`.

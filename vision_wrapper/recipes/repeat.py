@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vision_wrapper._distributed import join
 from vision_wrapper._files import PathLike
 from vision_wrapper._numbers import plain_values
 from vision_wrapper._seeding import checked_seed
 from vision_wrapper.data import ImageData
 from vision_wrapper.errors import SettingError
 from vision_wrapper.recipes.evidence import mean_interval
-from vision_wrapper.recipes.identity import read_run
+from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
-from vision_wrapper.recipes.run import run, source_of
+from vision_wrapper.recipes.run import load_images, run, source_of
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback
 
@@ -196,6 +197,7 @@ def compare(
     sources = [source_of(plan, data) for plan in plans]
     if data is None and sources[0] != sources[1]:
         raise SettingError(f"The recipes are for {sources[0]} and {sources[1]}: pass data=, for both.")
+    _check_channels(plans, sources, root, skip_unreadable)
     names = [plan.name for plan in plans]
     if names[0] == names[1]:
         if out is None:
@@ -208,6 +210,22 @@ def compare(
         for plan, name in zip(plans, names, strict=True)
     )
     return Comparison(first, second)
+
+
+def _check_channels(plans: Sequence[Recipe], sources: Sequence[Any], root: PathLike, skip_unreadable: bool) -> None:
+    """Raise `SettingError` where grey and coloured forms of the test images count as different ones."""
+    if plans[0].channels == plans[1].channels:
+        return
+    loaded = (
+        join().main_first(lambda p=plan, s=source: load_images(p, s, root, skip_unreadable))
+        for plan, source in zip(plans, sources, strict=True)
+    )
+    first, second = (content_of(images)["test"] for images in loaded)
+    if first != second:
+        raise SettingError(
+            f"With channels={plans[0].channels} and channels={plans[1].channels} the test images are different ones, "
+            "whose accuracies cannot be paired. Give both recipes the same channels."
+        )
 
 
 def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:

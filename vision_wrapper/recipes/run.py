@@ -124,11 +124,11 @@ def run(
             own_seed = (checked_seed(plan.seed) + _NEXT_PROCESS * processes.rank) % 2**32  # for masks of dropout
             seed_generators(own_seed)
             # Of a run that has begun, the checkpoint has the weights.
-            model, pretrained = _model(replace(plan, pretrained=None) if begun else plan, len(images.classes))
+            model, pretrained = model_of(replace(plan, pretrained=None) if begun else plan, len(images.classes))
             if plan.pretrained and not begun:
                 note = {} if pretrained else {"weights": RANDOM_WEIGHTS}
                 processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, **note}))
-            trainer = _trainer(plan, model, pretrained, loaders, callbacks, device)
+            trainer = trainer_of(plan, model, pretrained, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
         if made and processes.is_main and not (folder / "last.ckpt").exists():
@@ -163,7 +163,7 @@ def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
         yield processes.on_main(locked)
 
 
-def _trainer(
+def trainer_of(
     plan: Recipe,
     model: nn.Module,
     pretrained: bool,
@@ -171,7 +171,7 @@ def _trainer(
     callbacks: Sequence[Callback] | None = None,
     device: str | None = None,
 ) -> Trainer:
-    """The recipe's trainer, of what `_model` returned."""
+    """The recipe's trainer, of what `model_of` returned."""
     if plan.whiten:
         _whiten(model, loaders)
     trainer = Trainer(
@@ -190,10 +190,10 @@ def _trainer(
     return trainer
 
 
-def _model(plan: Recipe, classes: int) -> tuple[nn.Module, bool]:
+def model_of(plan: Recipe, classes: int) -> tuple[nn.Module, bool]:
     """The recipe's network, and whether it has its pretrained weights; without them, where they cannot be had."""
     try:
-        return plan.build_model(classes), bool(plan.pretrained or plan.model_args.get("weights"))
+        return plan.build_model(classes), plan.pretrained is not None
     except DataNotFoundError as error:
         if plan.pretrained is None or Path(plan.pretrained).suffix:  # somebody's own file, which should be there
             raise
@@ -280,7 +280,7 @@ def find_lr(
     loaders = loaders_of(plan, images)
     with preserve_random_states():
         seed_generators(checked_seed(plan.seed))
-        return _trainer(plan, *_model(plan, len(images.classes)), loaders, callbacks=[]).find_lr(loaders.train)
+        return trainer_of(plan, *model_of(plan, len(images.classes)), loaders, callbacks=[]).find_lr(loaders.train)
 
 
 def source_of(plan: Recipe, data: Any) -> Any:

@@ -74,7 +74,10 @@ def expected(found: dict[str, Any] | None) -> str:
         return "not measured with these settings"
     spread = "" if found["spread"] is None else f" ± {100 * found['spread']:.2f}"
     tta = "" if found["tta_accuracy"] is None else f", {found['tta_accuracy']:.2%} averaged over views"
-    return f"{found['accuracy']:.2%}{spread}{tta}; seeds: {found['seeds']}; {found['data']}; {found['hardware']}"
+    failed = f", and {found['failed']} that failed" if found.get("failed") else ""
+    return (
+        f"{found['accuracy']:.2%}{spread}{tta}; seeds: {found['seeds']}{failed}; {found['data']}; {found['hardware']}"
+    )
 
 
 def promises(run: RunFolder) -> list[Promise]:

@@ -200,8 +200,8 @@ def one_cycle(
     low: float = max_lr / 25 if min_lr is None and is_positive(max_lr) else pythons_own(min_lr)
     if not (is_positive(max_lr) and is_positive(low) and low <= max_lr):
         raise SettingError(
-            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. Where find_lr "
-            "found none, its curve's .reason says why."
+            f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. Where the learning "
+            "rate finder found none, its curve's .reason says why; where it found less than min_lr, leave min_lr out."
         )
     if peak_epoch is not None and not is_number(peak_epoch):
         raise SettingError(f"peak_epoch must be a number of epochs, got {peak_epoch!r}.")
