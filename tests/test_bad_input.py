@@ -151,6 +151,70 @@ def test_a_cycle_that_the_run_does_not_finish_is_warned_of(images):
         )
 
 
+class Centres(nn.Module):
+    """A loss that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, logits, targets):
+        return nn.functional.mse_loss(logits, self.centres[targets])
+
+
+def test_a_loss_that_learns_has_to_be_a_part_of_the_model(images):
+    trainer, _ = make(images)
+    model, loss = trainer.model, Centres()
+    with pytest.raises(SettingError, match=r"parameters of the loss, Centres\. Make it a part of the model"):
+        Trainer(model, torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1), loss)
+    alone = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
+    with pytest.warns(UserWarning, match="Centres, has parameters that nothing trains. Make it a part of the model"):
+        alone.fit(ready_batches(), epochs=1)
+    model.loss, before = loss, loss.centres.detach().clone()
+    whole = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole.fit(ready_batches(), epochs=1)
+    assert not torch.equal(before, loss.centres)
+
+
+def test_a_trainer_keeps_what_its_step_is_built_on(images):
+    trainer, _ = make(images)
+    other = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    for name, value in (("optimizer", other), ("model", nn.Linear(2, 2)), ("precision", "other")):
+        with pytest.raises(SettingError, match=f"A trainer's {name} stays .* make another Trainer"):
+            setattr(trainer, name, value)
+    trainer.optimizer = trainer.optimizer
+    trainer.clip_norm = 1.0
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from ((x, int(y)) for batch, targets in ready_batches() for x, y in zip(batch, targets, strict=True))
+
+
+def test_chained_streams_have_no_length_and_are_trained_on(images):
+    trainer, _ = make(images)
+    loader = torch.utils.data.DataLoader(Stream() + Stream(), batch_size=8)
+    assert trainer.fit(loader, epochs=1)
+
+
+def test_inputs_of_another_number_format_are_told_how_to_be_converted(images):
+    trainer, _ = make(images)
+    batches = [(x.double(), y) for x, y in ready_batches()]
+    with pytest.raises(DataError, match=r"inputs torch\.float64: convert these, inputs\.to\(torch\.float32\)"):
+        trainer.predict(batches)
+
+
+def test_a_view_that_fails_is_named_and_not_the_model(images):
+    def failing(batch):
+        raise ValueError("no such view")
+
+    trainer, _ = make(images)
+    with pytest.raises(SettingError, match=r"A view for test-time averaging failed on a batch .*no such view"):
+        trainer.predict(ready_batches(), tta=[failing])
+
+
 def test_parameters_that_nothing_will_train_are_warned_of(images):
     trainer, loaders = make(images)
     models.freeze(trainer.model)
@@ -293,6 +357,15 @@ def test_a_last_batch_of_one_is_named(images):
     with pytest.raises(DataError, match="A batch of one"):
         trainer.find_lr([batches[-1]])
     assert trainer.evaluate([batches[-1]]).total == 1
+    samples = torch.utils.data.TensorDataset(torch.randn(9, 3, 16, 16), torch.arange(9) % 3)
+    for sampler, last in ((None, 1), (torch.utils.data.SubsetRandomSampler(range(8)), 4)):
+        loader = torch.utils.data.DataLoader(samples, batch_size=4, sampler=sampler)
+        if last == 1:  # known in advance
+            with pytest.raises(SettingError, match=r"one image \(9 images, batch_size=4\)"):
+                trainer.fit(loader, epochs=1)
+        else:
+            assert trainer.fit(loader, epochs=1)
+    trainer.fit(torch.utils.data.DataLoader(samples, batch_size=4, drop_last=True), epochs=1)
 
 
 def test_a_loader_that_is_none_is_said(images):

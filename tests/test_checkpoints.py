@@ -11,7 +11,7 @@ from torch import nn
 
 import vision_wrapper as vw
 from vision_wrapper import data, models
-from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError
+from vision_wrapper.errors import CheckpointError, DamagedFileError, NonFiniteLossError, OtherModelError, OtherRunError
 from vision_wrapper.trainer import Callback, Trainer, schedules
 
 
@@ -44,8 +44,106 @@ def test_a_resumed_run_is_the_run(images, tmp_path, at, arguments):
     assert equal(weights(whole), weights(resumed))
     assert torch.equal(predictions.logits, predictions2.logits)
     assert history.batches == history2.batches
-    drop = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
-    assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in history2.rows]
+    assert rows_of(history) == rows_of(history2)
+
+
+def rows_of(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+
+
+def warm_up_and_steps(optimizer):
+    torchs = torch.optim.lr_scheduler
+    parts = [torchs.LinearLR(optimizer, total_iters=2), torchs.MultiStepLR(optimizer, [1, 2])]
+    return torchs.SequentialLR(optimizer, parts, [2])
+
+
+def test_a_schedule_that_is_made_of_others_resumes(images, tmp_path):
+    def fit(callbacks, checkpoint):
+        trainer, loaders = make(images, callbacks=callbacks)
+        arguments = {"schedule": warm_up_and_steps, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+        return trainer, trainer.fit(loaders.train, epochs=5, **arguments)
+
+    whole, history = fit([], None)
+    with pytest.raises(MemoryError):
+        fit([StopAt(8)], tmp_path / "last.ckpt")  # before the steps' turn comes
+    resumed, again = fit([], tmp_path / "last.ckpt")
+    assert equal(weights(whole), weights(resumed)) and rows_of(history) == rows_of(again)
+
+
+class Enough(Callback):
+    """Ends the run from inside its first epoch."""
+
+    def on_batch_end(self, run):
+        run.stop = "enough"
+
+
+def test_a_reason_to_stop_inside_an_epoch_ends_the_resumed_run_after_it(images, tmp_path):
+    def fit(callbacks, checkpoint):
+        trainer, loaders = make(images, callbacks=[Enough(), *callbacks])
+        arguments = {"epochs": 3, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+        return trainer, trainer.fit(loaders.train, loaders.test, **arguments)
+
+    whole, history = fit([], None)
+    with pytest.raises(MemoryError):
+        fit([StopAt(3)], tmp_path / "last.ckpt")
+    resumed, again = fit([], tmp_path / "last.ckpt")
+    assert len(history) == 1 and rows_of(history) == rows_of(again)
+    assert equal(weights(whole), weights(resumed))
+
+
+class WithLoss(nn.Linear):
+    def loss(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets) + 1e-4 * self.weight.norm()
+
+
+@pytest.mark.parametrize("how", ["method", "closure"])
+def test_a_loss_that_uses_the_network_is_the_same_one_whatever_its_weights(tmp_path, how):
+    batches = [(torch.randn(4, 6), torch.arange(4) % 2) for _ in range(3)]
+
+    def fit():
+        model = WithLoss(6, 2)
+        loss = model.loss if how == "method" else lambda o, t: model.loss(o, t)
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
+        return trainer, trainer.fit(batches, epochs=2, checkpoint=tmp_path / "c")
+
+    first, history = fit()
+    again, history2 = fit()
+    assert rows_of(history) == rows_of(history2) and equal(weights(first), weights(again))
+
+
+class Changed(Callback):
+    def state_dict(self):
+        return {"seen": 1}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen of a later version"]
+
+
+def test_a_callback_that_does_not_take_its_state_is_named(images, tmp_path):
+    trainer, loaders = make(images, callbacks=[Changed()])
+    trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")
+    trainer, loaders = make(images, callbacks=[Changed()])
+    with pytest.raises(CheckpointError, match=r"Changed does not take the state.*KeyError.*later version") as error:
+        trainer.fit(loaders.train, epochs=1, checkpoint=tmp_path / "c")
+    assert not isinstance(error.value, DamagedFileError)
+
+
+class Spoils(Callback):
+    """As a step with an infinite gradient: the loss was finite, and the weights are not any more."""
+
+    def on_batch_end(self, run):
+        if run.epoch == 1 and run.batch == run.batches:
+            with torch.no_grad():
+                next(run.trainer.model.parameters())[0] = float("nan")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(images, tmp_path):
+    trainer, loaders = make(images, callbacks=[Spoils()])
+    with pytest.raises(NonFiniteLossError, match="the step before made weights NaN"):
+        trainer.fit(loaders.train, epochs=3, checkpoint=tmp_path / "c", checkpoint_seconds=0)
+    trainer, loaders = make(images)
+    trainer.load(tmp_path / "c")
+    assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["global", "own generator"])

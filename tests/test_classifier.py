@@ -216,6 +216,27 @@ def test_networks_added_to_the_table_are_rebuilt(tmp_path, monkeypatch):
         load_classifier(path)
 
 
+class Scaled(Own):
+    """What its constructor makes and no file keeps: a buffer that is not persistent, and a plain tensor."""
+
+    def __init__(self, classes=3, width=5):
+        super().__init__(classes, width)
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+        self.shift = torch.tensor(1.0)
+
+    def forward(self, x):
+        return super().forward(x * self.scale.to(x.device)) + self.shift.to(x.device)
+
+
+def test_a_rebuilt_network_has_what_no_file_keeps(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "scaled", Scaled)
+    model, random = models.build_model("scaled", classes=3).eval(), torch.get_rng_state()
+    path = saved(tmp_path / "c.safetensors", model)
+    found = load_classifier(path)
+    np.testing.assert_allclose(probabilities(found.predict(images())), expected(model, images()), atol=1e-6)
+    assert torch.equal(random, torch.get_rng_state())
+
+
 def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):
     path = tmp_path / "c.safetensors"
     with pytest.raises(OtherModelError, match=r"\(2, 2\).*gave \(2, 3\)"):

@@ -156,6 +156,25 @@ def test_a_shuffled_loader_is_refused_where_indices_count(tiny, order):
     assert not loaders.test.shuffle and len(trainer.predict(DataLoader(samples, batch_size=2))) == 4
 
 
+def test_a_distributed_sampler_orders_each_epoch_anew_in_one_process_too(tiny):
+    """The same order in every epoch."""
+    seen = []
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            seen.append(index)
+            return torch.zeros(3, 16, 16), index % 3
+
+    trainer, _ = make(tiny)
+    sampler = DistributedSampler(Samples(), num_replicas=1, rank=0)
+    trainer.fit(DataLoader(Samples(), batch_size=4, sampler=sampler), epochs=2)
+    first, second = seen[-16:-8], seen[-8:]
+    assert sorted(first) == sorted(second) == list(range(8)) and first != second
+
+
 def test_pictures_are_rgb(tiny):
     """CAM in BGR."""
     image = np.zeros((4, 4, 3), np.uint8)

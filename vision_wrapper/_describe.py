@@ -17,7 +17,8 @@ def description(value: Any) -> str:
     """A text that two values share where they do the same, as far as that can be told without calling them.
 
     Of a function: its name, the constants and names in its code, its defaults, and what it holds from around it; not
-    what it finds in its module. Of an object: its class and its plain attributes. Of tensors all values. No addresses.
+    what it finds in its module. Of an object: its class and its plain attributes. Of tensors all values, but of a
+    network that learns only their shapes: its values are the run's, not its settings. No addresses.
     """
     if isinstance(value, Tensor):
         return fingerprint(value)
@@ -60,8 +61,16 @@ def digest(text: str) -> str:
 def _of_object(value: Any) -> str:
     plain = (bool, int, float, str)
     attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, plain) and k != "training"}
-    tensors = fingerprint(*value.state_dict().values()) if isinstance(value, nn.Module) else ""
+    tensors = _of_module(value) if isinstance(value, nn.Module) else ""
     return f"{_name(type(value))}({attributes or ''}{tensors})"
+
+
+def _of_module(module: nn.Module) -> str:
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return fingerprint(*module.state_dict().values())
+    parts = [(name, type(part).__qualname__) for name, part in module.named_modules()]
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+    return digest(str((parts, shapes)))
 
 
 def _of_function(function: FunctionType) -> str:

@@ -207,6 +207,9 @@ def load_classifier(path: PathLike, model: nn.Module | None = None) -> Classifie
     _probe(model, preprocess, len(classes))  # of a rebuilt one without memory, whatever size the file claims
     # The last step, so that nothing has changed when one of these raises. Assigned, the numbers keep their type.
     model.load_state_dict(state, assign=rebuilt)
+    if rebuilt and _has_meta(model):
+        model = _built(architecture or {}, str(path))
+        model.load_state_dict(state, assign=True)
     return Classifier(model.eval(), preprocess, classes, metrics, versions, temperature)
 
 
@@ -244,17 +247,29 @@ def _check_same(model: nn.Module, architecture: dict[str, Any] | None, path: Pat
 
 def _on_meta(architecture: dict[str, Any], path: str) -> nn.Module:
     """The network without memory for its weights, and without a draw from the random generators."""
+    with torch.device("meta"):
+        return _built(architecture, path)
+
+
+def _built(architecture: dict[str, Any], path: str) -> nn.Module:
+    """The network that a file names, with weights as it is made."""
     try:
         name, arguments = architecture["name"], architecture["arguments"]
         if "weights" in arguments:
             raise SettingError("a classifier carries its own weights")  # and must not name other files or downloads
-        with preserve_random_states(), torch.device("meta"):
+        with preserve_random_states():
             return build_model(name, **arguments)
     except Exception as error:  # a constructor that was added to the table may raise anything
         raise OtherModelError(
             f"{path} names a network that this version cannot build ({error}). Build it and pass it: "
             "load_classifier(path, model=network)."
         ) from error
+
+
+def _has_meta(model: nn.Module) -> bool:
+    """Whether a tensor that no file keeps, as a buffer that is not persistent, has no values yet."""
+    held = (each for part in model.modules() for kept in (vars(part), part._buffers) for each in kept.values())
+    return any(isinstance(each, Tensor) and each.is_meta for each in held)
 
 
 def _architecture_of(model: nn.Module) -> dict[str, Any] | None:

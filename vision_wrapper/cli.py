@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -261,10 +263,8 @@ def repeat(
     _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
-    try:
+    with _told_how_to_go_on():
         _say(recipes.repeat(recipe, seeds, **where, callbacks=[EpochLog()], **settings))
-    except KeyboardInterrupt:
-        raise _interrupted() from None
 
 
 @app.command()
@@ -290,10 +290,8 @@ def compare(
         _check_recipe(recipe)
     settings = _settings(data, epochs, None, set_)
     where = {"data": settings.pop("data", None), "root": root, "out": out, "skip_unreadable": skip_unreadable}
-    try:
+    with _told_how_to_go_on():
         found = recipes.compare(a, b, seeds, **where, callbacks=[EpochLog()], **settings)
-    except KeyboardInterrupt:
-        raise _interrupted() from None
     _say(f"{found.a}\n{found.b}\n{found}")
 
 
@@ -313,10 +311,14 @@ def report(
     typer.echo(f"report: {path}")
 
 
-def _interrupted() -> typer.Exit:
-    """Of a command that finds its unfinished runs itself: say how to go on, and how it ended."""
-    _say("Interrupted. The same command goes on.")
-    return typer.Exit(INTERRUPTED)
+@contextlib.contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    """On Ctrl-C say that the command finds its unfinished run itself, and end it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("Interrupted. The same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _check_recipe(name: str) -> None:

@@ -108,18 +108,30 @@ def _check_evaluation(name: str, loader: Any, inputs: Tensor) -> Iterator[Findin
         )
 
 
-def _check_last_batch(loader: Any) -> Iterator[Finding]:
-    dataset = loader.split if isinstance(loader, Loader) else getattr(loader, "dataset", None)
-    size = getattr(loader, "batch_size", None)
+def length(value: Any) -> int | None:
+    """How many a loader or a data set says that it has, or None: torch's chains have a length that only raises."""
     try:
-        count = len(dataset)  # type: ignore[arg-type]
+        return len(value)
     except TypeError:
-        return
-    if size and size > 1 and count % size == 1 and not getattr(loader, "drop_last", False):
+        return None
+
+
+def last_batch(loader: Any) -> tuple[int, int, int] | None:
+    """(images of an epoch, the batch size, the last batch's), or None where a loader does not tell."""
+    images = length(loader.split if isinstance(loader, Loader) else getattr(loader, "sampler", None))
+    size = getattr(loader, "batch_size", None)
+    if not images or not size:
+        return None
+    return images, size, size if loader.drop_last else images % size or size
+
+
+def _check_last_batch(loader: Any) -> Iterator[Finding]:
+    images, size, last = last_batch(loader) or (0, 0, 0)
+    if last == 1 and size > 1:
         yield Finding(
             "last_batch",
             "warning",
-            f"The last training batch has one image ({count} images, batch_size={size}), too few for batch norm.",
+            f"The last training batch has one image ({images} images, batch_size={size}), too few for batch norm.",
             "Use drop_last=True, or another batch size.",
         )
 

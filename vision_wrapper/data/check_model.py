@@ -95,7 +95,10 @@ def does_not_take(model: nn.Module, inputs: Tensor, error: Exception) -> Finding
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     advice = "For images, compare its in_channels with the loader's channels."
     if weights != inputs.dtype:
-        advice = f"Its weights are {weights}, the inputs {inputs.dtype}: {advice[0].lower()}{advice[1:]}"
+        advice = (
+            f"Its weights are {weights}, the inputs {inputs.dtype}: convert these, inputs.to({weights}), or the model, "
+            f"model.to({inputs.dtype})."
+        )
     return Finding(
         "input_shape",
         "error",

@@ -76,12 +76,13 @@ def training_batches(trainer: Trainer, loader: Any, epoch: int, start: int = 0) 
             return batches
         images, size = len(loader.split), loader.batch_size
         return Parts(processes, batches, (min(size, images - number * size) for number in count(start)))
-    if processes.count == 1:
-        return _iterator(loader)
     sampler = _distributed_sampler(loader)
     if sampler is not None:
-        _check_repeats_none(sampler)
         sampler.set_epoch(epoch)
+    if processes.count == 1:
+        return _iterator(loader)
+    if sampler is not None:
+        _check_repeats_none(sampler)
         return SampledParts(processes, _iterator(loader))
     if shuffles(loader):
         raise SettingError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +18,11 @@ from vision_wrapper._describe import description, digest, fingerprint
 from vision_wrapper._files import PathLike, check_savable, read_tensors, remove_leftovers, write_tensors
 from vision_wrapper._state import loader_states, random_states, set_loader_states, set_random_states
 from vision_wrapper.data import Loader
-from vision_wrapper.data.check_loader import check_pair
-from vision_wrapper.errors import DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
+from vision_wrapper.data.check_loader import check_pair, length
+from vision_wrapper.errors import CheckpointError, DamagedFileError, OtherModelError, OtherRunError, VisionWrapperError
 from vision_wrapper.models.weights import check_fits
 from vision_wrapper.trainer.callbacks import Callback
-from vision_wrapper.trainer.checks import differences
+from vision_wrapper.trainer.checks import check_finite, differences
 from vision_wrapper.trainer.ema import WeightAverage
 from vision_wrapper.trainer.guards import SCHEDULE_NOTES
 from vision_wrapper.trainer.history import History
@@ -73,13 +74,14 @@ def _schedule_notes(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(trainer: Trainer, run: Fit) -> None:
-    """Write a run's checkpoint, where it has one; never over a good one when a loss is not finite.
+    """Write a run's checkpoint, where it has one; never over a good one when a loss or a weight is not finite.
 
     Every process has its random states in it; the main one writes.
     """
     if run.checkpoint is None:
         return
     run.read_losses()
+    check_finite(run, trainer._optimized())
     own = {
         "random": random_states(),
         "epoch_random": run.epoch_random,
@@ -231,7 +233,7 @@ def _forged_is_damaged(path: PathLike) -> Iterator[None]:
     """Content that is not a trainer's, but that somebody gave a fitting checksum, may raise anything."""
     try:
         yield
-    except VisionWrapperError:
+    except (VisionWrapperError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise DamagedFileError(f"{path} holds no state of a trainer: {type(error).__name__}: {error}.") from error
@@ -250,18 +252,39 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
         for group, values in zip(trainer.optimizer.param_groups, anew, strict=True):
             group.update(values)
     elif run.scheduler is not None:
-        run.scheduler.load_state_dict(position["schedule"])
+        _restore_scheduler(run.scheduler, position["schedule"])
     if extended:
         run.stop = None
     if trainer._average is not None:
         averages = [tensor.to(trainer.device) for tensor in position["average"]]
         trainer._average.load(averages, position["average_steps"])
     for callback, kept in _matched(trainer, position["callbacks"]):
-        callback.load_state_dict(kept)
+        _restore_callback(callback, kept)
     own = position["processes"][trainer.processes.rank]
     run.epoch_random, run.resume_random = own["epoch_random"], own["random"]
     set_random_states(own["random"])  # also where no epoch is left
     set_loader_states(run.loader, own["loader_random"])
+
+
+def _restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+    """The state of a torch scheduler, and of those that it is made of; files keep a Counter as a plain dict."""
+    parts = [scheduler, *getattr(scheduler, "_schedulers", [])]
+    counters = [(part, name) for part in parts for name, value in vars(part).items() if isinstance(value, Counter)]
+    scheduler.load_state_dict(state)
+    for part, name in counters:  # of MultiStepLR, which asks for its elements
+        setattr(part, name, Counter(getattr(part, name)))
+
+
+def _restore_callback(callback: Callback, state: dict[str, Any]) -> None:
+    try:
+        callback.load_state_dict(state)
+    except VisionWrapperError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{type(callback).__name__} does not take the state that the checkpoint has of it: {type(error).__name__}: "
+            f"{error}. Was its class changed since? Take the callback out, or delete the checkpoint."
+        ) from error
 
 
 def _advanced_groups(trainer: Trainer, run: Fit, position: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -391,7 +414,7 @@ def _describe_loader(run: Fit) -> dict[str, Any]:
     if isinstance(samples, TensorDataset):
         described["samples"] = fingerprint(*samples.tensors)
     elif samples is not None:
-        described["samples"] = f"{type(samples).__qualname__}, {len(samples) if hasattr(samples, '__len__') else None}"
+        described["samples"] = f"{type(samples).__qualname__}, {length(samples)}"
     return described
 
 

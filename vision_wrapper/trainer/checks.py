@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from vision_wrapper._numbers import is_number, number_from_0, positive_number
 from vision_wrapper.data import Loader
+from vision_wrapper.data.check_loader import last_batch
 from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.data.findings import first_few
 from vision_wrapper.errors import DataError, DeviceMemoryError, NonFiniteLossError, SettingError
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from vision_wrapper.trainer.fit import Fit
 
 
+A_LOSS_THAT_LEARNS = (
+    "Make it a part of the model, as in model.loss = loss, before the optimizer: it is then trained, moved and saved "
+    "with it."
+)
 _LOW = 1e-3  # of the rate that an optimizer was made with
 
 
@@ -49,7 +54,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> list[Callback]:
     return list(callbacks)
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Any = None) -> None:
     """Raise `SettingError` for an optimizer that does not belong to the model, or that needs a closure."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"model must be a torch.nn.Module, got {model!r}.")
@@ -67,6 +72,11 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = sum(id(p) not in own for p in held)
+    losses = {id(p) for p in loss_fn.parameters()} if isinstance(loss_fn, nn.Module) else set()
+    if any(id(p) in losses - own for p in held):
+        raise SettingError(
+            f"The optimizer holds parameters of the loss, {type(loss_fn).__name__}. {A_LOSS_THAT_LEARNS}"
+        )
     if foreign:
         what = "none of" if foreign == len(held) else f"only {len(held) - foreign} of {len(held)} from"
         raise SettingError(
@@ -74,10 +84,10 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Any = None) -> None:
     """Raise `SettingError` where a part of the model was replaced since the optimizer was made, and would not learn.
 
-    Warn of others that would not.
+    Warn of others that would not, of the loss too.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = {id(p) for p in model.parameters()}
@@ -92,6 +102,11 @@ def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
             f"{len(new)} parameters are not frozen, but the optimizer does not hold them ({first_few(new, 3)}): they "
             "stay as they are. Make the optimizer of them too, and with it a trainer, or freeze them "
             "(requires_grad_(False)).",
+            stacklevel=4,
+        )
+    if isinstance(loss_fn, nn.Module) and any(p.requires_grad and id(p) not in held for p in loss_fn.parameters()):
+        warnings.warn(
+            f"The loss, {type(loss_fn).__name__}, has parameters that nothing trains. {A_LOSS_THAT_LEARNS}",
             stacklevel=4,
         )
 
@@ -138,19 +153,19 @@ def check_trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def check_last_batch(model: nn.Module, loader: Any, processes: int) -> None:
     """Raise `SettingError` where a process has one image of an epoch's last batch, and the model batch norm."""
-    if not isinstance(loader, Loader) or not has_batch_norm(model):
+    found = last_batch(loader) if has_batch_norm(model) else None
+    if found is None:
         return
-    rest = 0 if loader.drop_last else len(loader.split) % loader.batch_size
-    last = rest or loader.batch_size
-    if processes > 1 and last // processes < 2:
+    images, size, last = found
+    if processes > 1 and isinstance(loader, Loader) and last // processes < 2:
         raise SettingError(
             f"The last batch has {last} images for {processes} processes: one would have a single one, which batch "
             "norm cannot train on. Use drop_last=True or another batch_size (it is that of all processes together)."
         )
-    if last == 1 and not loader.drop_last:
+    if last == 1:
         raise SettingError(
-            f"The last batch has one image ({len(loader.split)} images, batch_size={loader.batch_size}), which batch "
-            "norm cannot train on. Use drop_last=True or another batch size."
+            f"The last batch has one image ({images} images, batch_size={size}), which batch norm cannot train on. Use "
+            "drop_last=True or another batch size."
         )
 
 
@@ -200,6 +215,16 @@ def not_finite(run: Fit, batch: int, loss: float) -> NonFiniteLossError:
         f"The loss became {loss} in {where}. Lower the learning rate (find_lr helps) or set clip_norm; the last good "
         f"checkpoint, if any, is unharmed.{samples}"
     )
+
+
+def check_finite(run: Fit, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise `NonFiniteLossError` for weights that are not finite, though no loss was: the last step made them so."""
+    finite = [parameter.isfinite().all() for parameter in parameters]
+    if finite and not bool(torch.stack(finite).all()):
+        raise NonFiniteLossError(
+            f"{position(run)}: the step before made weights NaN or infinite. Lower the learning rate (find_lr helps) "
+            "or set clip_norm; the last good checkpoint, if any, is unharmed."
+        )
 
 
 def no_batch(loader: str = "loader") -> DataError:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vision_wrapper._files import PathLike, check_writable
 from vision_wrapper._numbers import is_number, whole_number
+from vision_wrapper.data.check_loader import length
 from vision_wrapper.data.check_model import has_batch_norm
 from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.trainer import checkpoint as checkpoints
@@ -187,10 +188,10 @@ def new_run(
         check_validated(schedule.monitor, val_loader is not None, "The schedule")
     if not is_number(checkpoint_seconds) or not checkpoint_seconds >= 0:
         raise SettingError(f"checkpoint_seconds must be a number of at least 0, got {checkpoint_seconds!r}.")
-    batches = _length(train_loader)
+    batches = length(train_loader)
     if batches == 0:
         raise DataError("The training loader is empty.")
-    check_still_held(trainer.model, trainer.optimizer)
+    check_still_held(trainer.model, trainer.optimizer, trainer.loss_fn)
     check_trainable(trainer.model, trainer.optimizer)
     check_last_batch(trainer.model, train_loader, trainer.processes.count)
     run = Fit(
@@ -229,10 +230,3 @@ def _as_schedule(
     if not callable(schedule):
         raise SettingError(f"schedule must be of trainer.schedules or a function of the optimizer, got {schedule!r}.")
     return from_function(schedule, every)
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None

@@ -73,10 +73,14 @@ class LossFailed(DataError):
     """A loss could not be computed of a batch; a fit adds which one."""
 
 
+def is_of_others(error: Exception) -> bool:
+    """Whether an error only came up here: torch tells of dead processes, and of full memory, wherever python is."""
+    return any(words in str(error) for words in ("DataLoader worker", "out of memory"))
+
+
 def raise_loss_failed(logits: Tensor, targets: Tensor, error: Exception) -> NoReturn:
     """Raise what a loss raised with its arguments; what is not of the loss stays as it is."""
-    others = ("DataLoader worker", "out of memory")  # torch tells of dead processes wherever python is
-    if isinstance(error, VisionWrapperError) or any(words in str(error) for words in others):
+    if isinstance(error, VisionWrapperError) or is_of_others(error):
         raise error
     raise LossFailed(
         f"The loss of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}) failed: "

@@ -90,7 +90,7 @@ def run_lr_finder(
     if not (is_number(start_lr) and is_number(end_lr) and 0 < start_lr < end_lr < math.inf):
         raise SettingError(f"find_lr needs numbers 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}.")
     num_iter = whole_number("num_iter", num_iter, 2)
-    check_still_held(trainer.model, trainer.optimizer)
+    check_still_held(trainer.model, trainer.optimizer, trainer.loss_fn)
     check_trainable(trainer.model, trainer.optimizer)
     check_proportion(trainer.optimizer)
     check_last_batch(trainer.model, train_loader, trainer.processes.count)

@@ -18,7 +18,7 @@ from vision_wrapper.errors import DataError, SettingError, VisionWrapperError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.trainer.batches import evaluated_batches, interleaved
 from vision_wrapper.trainer.checks import no_batch, out_of_memory
-from vision_wrapper.trainer.losses import LOSS_ERRORS, counted_and_weight, no_mean, raise_loss_failed
+from vision_wrapper.trainer.losses import LOSS_ERRORS, counted_and_weight, is_of_others, no_mean, raise_loss_failed
 from vision_wrapper.trainer.views import AS_IT_IS, View, Views, averaged_logits, views_of
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def _forward_pass(
             except VisionWrapperError:
                 raise
             except (RuntimeError, ValueError) as error:
+                if is_of_others(error):
+                    raise
                 raise DataError(str(does_not_take(model, inputs, error))) from error
             yield logits, targets
 

@@ -23,7 +23,7 @@ from vision_wrapper._state import loader_states, random_states, set_loader_state
 from vision_wrapper.data import Loader
 from vision_wrapper.data.check_loader import check_pair
 from vision_wrapper.data.check_model import BATCH_OF_ONE
-from vision_wrapper.errors import DataError
+from vision_wrapper.errors import DataError, SettingError
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.models import is_own
 from vision_wrapper.trainer import checkpoint as checkpoints
@@ -123,7 +123,7 @@ class Trainer:
     ):
         accumulate = whole_number("accumulate", accumulate, 1)
         check_settings(ema=ema, clip_norm=clip_norm, accumulate=accumulate, l1=l1, compile=compile)
-        check_optimizer(model, optimizer)
+        check_optimizer(model, optimizer, loss_fn)
         if loss_fn is not None:
             check_loss(loss_fn)
         self.processes = join()
@@ -157,6 +157,11 @@ class Trainer:
         # A disabled scaler would only pass on, in every step.
         self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
         self._average: WeightAverage | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in self.__dict__ and value is not self.__dict__[name]:
+            raise SettingError(f"A trainer's {name} stays what it was made with: make another Trainer for another one.")
+        super().__setattr__(name, value)
 
     # ---- one step
 
@@ -284,7 +289,8 @@ class Trainer:
                 run.start()
                 checkpoints.check_model_savable(self, run)
                 checkpoints.check_callbacks_savable(self, run)
-                while run.epoch < run.epochs and run.stop is None and not run.interrupted:
+                # A reason to stop that came inside an epoch, before an interruption, ends the run after that epoch.
+                while run.epoch < run.epochs and (run.stop is None or run.batch) and not run.interrupted:
                     self._train_epoch(run)
                     if not run.interrupted:
                         self._finish_epoch(run, val_loader)
@@ -586,6 +592,7 @@ class Trainer:
 
 # ---- small parts of the loop
 
+_FIXED = ("model", "optimizer", "device", "precision", "processes")  # its step is built on them
 _SYNCHRONISED = nullcontext()  # a step that ends a window: DistributedDataParallel averages the gradients
 
 

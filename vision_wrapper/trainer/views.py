@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,7 +93,14 @@ def views_of(tta: Views) -> tuple[View, ...]:
 
 
 def _shown(view: View, images: Tensor) -> Tensor:
-    shown = view.show(images)
+    try:
+        shown = view.show(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # somebody's own function
+        raise SettingError(
+            f"A view for test-time averaging failed on a batch {tuple(images.shape)}: {type(error).__name__}: {error}."
+        ) from error
     if not isinstance(shown, Tensor) or shown.shape != images.shape:
         got = tuple(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
         raise SettingError(f"A view for test-time averaging must return a batch {tuple(images.shape)}, got {got}.")
