@@ -32,6 +32,7 @@ from vision_wrapper.data import (
     Rotate,
 )
 from vision_wrapper.data.augmenter import Augmenter
+from vision_wrapper.data.batched import batch_augmenter
 from vision_wrapper.errors import DataError, SettingError, UnknownNameError
 
 MEAN = (0.49, 0.48, 0.45)
@@ -143,6 +144,23 @@ def test_pad_and_crop_shift_by_up_to_the_padding(fill):
         assert np.array_equal(image, expected)
         shifts.add((down, right))
     assert len(shifts) == 49
+
+
+@pytest.mark.parametrize("operations", [(Pad(2), Pad(2), RandomCrop()), (Pad(1, "reflect"), Pad(3), RandomCrop())])
+def test_every_pad_adds_its_pixels_in_files_as_in_memory(operations):
+    image = positions(16)
+    batch = batch_augmenter(augmenter(operations), (16, 16, 3))
+    together = batch(np.repeat(image[None], 300, axis=0), 0, np.arange(300))
+    for found in (looks(operations, count=300, image=image), np.asarray(together)):
+        shifts = {tuple(int(v) for v in np.argwhere(look[..., 2] == 255)[0]) for look in found}
+        assert max(row for row, _ in shifts) >= 3 and max(column for _, column in shifts) >= 3
+
+
+def test_a_crop_that_is_made_smaller_averages_its_pixels():
+    """Black and white by turns: grey, where a filter that looks at few pixels gives either."""
+    image = np.repeat((np.indices((320, 320)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
+    for look in looks((RandomResizedCrop(scale=(0.9, 1.0)),), count=10, size=16, image=image):
+        assert look.min() >= 118 and look.max() <= 138
 
 
 def test_reflection_padding_has_no_border():

@@ -91,6 +91,20 @@ def test_near_duplicates_and_conflicting_labels(tiny):
         data.leave_out(tiny, train=[24])
 
 
+def test_equal_images_with_a_label_outside_are_both_findings(tiny):
+    tiny.train.images[10] = tiny.train.images[11]
+    tiny.train.labels[10] = 7
+    found = {finding.check: finding for finding in data.check(tiny)}
+    assert "label_outside" in found and "(7)" in found["conflicting_labels"].message
+
+
+def test_a_few_bright_spots_are_normalised_all_the_same(tiny):
+    images = np.zeros((12, 64, 64, 3), np.uint8)
+    images[:, 30:33, 30:33] = 255
+    sparse = data.from_arrays((images, np.arange(12) % 3), (images, np.arange(12) % 3))
+    assert "not_scaled" not in names(data.check(sparse, data.make_loaders(sparse, batch_size=4)))
+
+
 @pytest.mark.parametrize(
     ("scale", "found"),
     [

@@ -214,6 +214,7 @@ def test_loaders_and_classifiers_see_the_same_of_a_photograph(tmp_path):
         ("none", (150, 200, 3)),
         ((data.RandomResizedCrop(scale=(0.35, 1.0)),), (150, 200, 3)),
         ((data.RandomResizedCrop(scale=(0.1, 1.0)),), (300, 400, 3)),  # its smallest crop would be too small
+        ((data.RandomResizedCrop(scale=(0.35, 1.0), ratio=(1.0, 3.0)),), (300, 400, 3)),  # wide ones are low
         ((data.RandomResizedCrop(scale=(0.0, 1.0)),), (600, 800, 3)),
         (lambda image: image, (600, 800, 3)),  # what is somebody's own is given all of the image
     ],

@@ -251,6 +251,29 @@ def test_no_positive_evidence_is_empty():
     assert cams.empty.all() and not cams.maps.any()
 
 
+class Vgg(nn.Module):
+    """Of small images VGG's body leaves one place, which its pool then repeats."""
+
+    def __init__(self):
+        super().__init__()
+        parts = [[nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for i in range(4)]
+        self.features = nn.Sequential(*(layer for part in parts for layer in part))
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.fc = nn.Linear(4 * 49, 4)
+
+    def forward(self, x):
+        return self.fc(self.avgpool(self.features(x)).flatten(1))
+
+
+def test_a_pool_that_repeats_a_place_is_no_map():
+    torch.manual_seed(0)
+    model, images = Vgg().eval(), inputs(size=16)
+    assert explain.default_layer(model, images[:1]) == "features.4"  # 8x8, where the pool has 7x7 of one place
+    cams = explain.gradcam(model, images, TARGETS, "avgpool")
+    assert cams.empty.all() and not cams.maps.any()  # the same everywhere says nothing
+    assert explain.default_layer(model, inputs(1, 128)) == "avgpool"  # of a map that it makes smaller
+
+
 def test_a_broken_model_gives_zeros_and_not_nan():
     model = make()
     with torch.no_grad():

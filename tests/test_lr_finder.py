@@ -151,5 +151,7 @@ def test_a_batch_of_one_is_refused_as_in_a_fit(task):
     _, loader = task
     model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     odd = torch.utils.data.DataLoader(torch.utils.data.Subset(loader.dataset, range(33)), batch_size=32)
-    with pytest.raises(DataError, match="A batch of one image"):
+    with pytest.raises(SettingError, match="The last batch has one image"):
         trainer_of(model).find_lr(odd)
+    with pytest.raises(DataError, match="A batch of one image"):
+        trainer_of(model).find_lr(list(odd))  # whose last batch is not known in advance

@@ -206,6 +206,10 @@ def test_the_assignments_promises_are_checked():
     assert [state for state in bad.values()].count("broken") == 5
     unknown = states(recipe, rows(0.055, 0.1, 0.055, 0.0101), None, None)
     assert list(unknown.values()).count("unknown") == 3
+    given = plan(epochs=4, schedule="one_cycle", schedule_args={**cycle, "max_lr": 0.1}, augment="crop_flip_cutout")
+    for last, state in ((0.004, "kept"), (0.01, "broken")):  # it begins at a 25th
+        found = states(given, rows(0.05, 0.1, 0.05, last), predictions, None)
+        assert found["no annihilation"] == state
 
 
 def test_a_result_far_below_the_expected_one_is_said():

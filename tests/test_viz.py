@@ -210,6 +210,7 @@ def test_history():
     assert len(combined.axes) == 2 and all(len(axes.lines) == 2 for axes in combined.axes)
     assert "test" in texts(combined)
     assert len(viz.plot_history(make_history(validated=False)).axes) == 2
+    assert viz.plot_history(make_history(), val_name="MNIST test").axes[1].get_title() == "MNIST test loss"
 
 
 @pytest.mark.parametrize("combined", [False, True])
@@ -220,6 +221,15 @@ def test_an_accuracy_that_was_not_counted_is_said(combined):
     figure = viz.plot_history(history, combined=combined)
     assert "training accuracy not counted" in texts(figure)
     assert sum(len(axes.lines) for axes in figure.axes) == 3
+    for row in history.rows:
+        row["val_accuracy"] = None  # targets that are no classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = viz.plot_history(history, combined=combined)
+        figure.to_png()
+    notes = [text for axes in figure.axes for text in axes.texts]
+    boxes = [note.get_window_extent() for note in notes]
+    assert len(notes) == 2 and not boxes[0].overlaps(boxes[1])
 
 
 def test_learning_rate_by_batch_where_there_are_batches():
@@ -236,6 +246,27 @@ def test_lr_curve_marks_the_suggestion_or_gives_the_reason():
     assert "No suggestion: the loss never fell" in texts(bad)
     never = viz.plot_lr_curve(LRCurve([0.1], [float("nan")], None, "NaN at once"))
     assert "NaN at once" in texts(never)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.12, 0.45), (0.12, 1.5), (1e-6, 1.0)])
+def test_a_rates_axis_has_numbers_wherever_it_lies(low, high):
+    rates = np.geomspace(low, high, 20).tolist()
+    figure = viz.plot_lr_curve(LRCurve(rates, np.linspace(2, 1, 20).tolist(), rates[3], "", max_lr=low / 5))
+    figure.to_png()
+    (axes,) = figure.axes
+    ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+    left, right = axes.get_xlim()
+    assert 2 <= len({t.label1.get_text() for t in ticks if left <= t.get_loc() <= right} - {""}) <= 10
+    peak = next(line for line in axes.lines if "peak" in str(line.get_label()))
+    assert np.isnan(peak.get_ydata()).all()  # it lies beside the curve
+
+
+def test_the_users_settings_of_saving_do_not_reach_a_report():
+    figure = viz.plot_history(make_history())
+    plain = figure.to_png()
+    own = {"savefig.dpi": 300, "savefig.facecolor": "black", "savefig.transparent": True, "savefig.bbox": "tight"}
+    with matplotlib.rc_context(own):
+        assert figure.to_png() == plain
 
 
 def test_schedule():

@@ -29,7 +29,7 @@ def import_albumentations() -> Any:
 
     if int(albumentations.__version__.split(".")[0]) < 2:
         raise MissingPackageError(
-            f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.4,<3'"
+            f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.8,<3'"
         )
     return albumentations
 
@@ -47,12 +47,8 @@ class Pad:
         import cv2
 
         modes = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
-        height, width = size
-        return import_albumentations().PadIfNeeded(
-            min_height=height + 2 * self.pixels,
-            min_width=width + 2 * self.pixels,
-            border_mode=modes[self.mode],
-            fill=fill_value(self.fill, mean),
+        return import_albumentations().Pad(
+            padding=self.pixels, border_mode=modes[self.mode], fill=fill_value(self.fill, mean)
         )
 
 
@@ -140,7 +136,10 @@ class RandomResizedCrop:
 
     def compile(self, size: tuple[int, int], mean: Sequence[float]) -> Any:
         """The albumentations transform for images of `size`."""
-        return import_albumentations().RandomResizedCrop(size=size, scale=self.scale, ratio=self.ratio)
+        # Where it makes a crop smaller it averages, as evaluation does: else most pixels would be passed over.
+        return import_albumentations().RandomResizedCrop(
+            size=size, scale=self.scale, ratio=self.ratio, area_for_downscale="image"
+        )
 
 
 @dataclass(frozen=True)

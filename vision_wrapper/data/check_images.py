@@ -91,10 +91,15 @@ def _check_conflicts(data: ImageData, digests: list[bytes], first: dict[bytes, i
             "conflicting_labels",
             "warning",
             f"train has {len(conflicts) // 2} images that occur with two labels, such as {data.train.origin(a)} "
-            f"({data.classes[labels[a]]}) and {data.train.origin(b)} ({data.classes[labels[b]]}).",
+            f"({_name(data, labels[a])}) and {data.train.origin(b)} ({_name(data, labels[b])}).",
             "Correct a label, or leave the images out: data.leave_out(images, train=finding.indices).",
             tuple(sorted(set(conflicts))),
         )
+
+
+def _name(data: ImageData, label: int) -> str:
+    """The class of a label, or the label itself where there is no such class, which is a finding of its own."""
+    return data.classes[label] if 0 <= label < len(data.classes) else str(label)
 
 
 def same_images(split: Split, others: Split) -> dict[int, int]:

@@ -61,7 +61,7 @@ def _decoded(
     """The pixels of a file, or of its bytes; `path` is its own in either case."""
     with Image.open(file) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels: save it smaller")
         if image.format in _PROGRAMS:
             raise ValueError(f"{image.format} holds instructions to draw a picture, which are not followed")
         whole = image.size

@@ -116,8 +116,9 @@ def _decode_size(preprocess: Preprocess, augmenter: Augmenter | None) -> tuple[i
     if augmenter.operations is None:
         return None
     crops = [operation for operation in augmenter.operations if isinstance(operation, RandomResizedCrop)]
-    # The smallest crop has the input's size still: its short side is sqrt(scale * ratio) of the image's.
-    least = min((crop.scale[0] * min(*crop.ratio, 1.0) for crop in crops), default=1.0)
+    # The smallest crop has the input's size still: of a square image's side its short one is sqrt(scale * ratio), or
+    # sqrt(scale / ratio) of a wide one.
+    least = min((crop.scale[0] * min(crop.ratio[0], 1 / crop.ratio[1], 1.0) for crop in crops), default=1.0)
     if least <= 0:
         return None
     factor = max(1.0, 0.5 / math.sqrt(least))

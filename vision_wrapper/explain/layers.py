@@ -14,6 +14,7 @@ from vision_wrapper.explain.borrow import plain
 
 Layers = str | nn.Module | Sequence[str | nn.Module]
 
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 MIN_SIDE = 7  # of the default layer's map: a 4x4 map scaled up is a blob
 
 
@@ -25,6 +26,7 @@ class Layer(NamedTuple):
     calls: int  # in one pass
     reached: bool  # whether the logits depend on it
     channels_last: bool  # whether its output is (N, H, W, C), as within Swin and ConvNeXt
+    repeats: bool  # whether it is a pool that shows each place of a smaller map several times, as VGG's of small images
 
     @property
     def map_size(self) -> tuple[int, int] | None:
@@ -44,12 +46,15 @@ class Probe(NamedTuple):
 def probed(net: nn.Module, images: Tensor) -> Probe:
     """Send one image through the network."""
     outputs: dict[str, list[Tensor]] = {}
+    repeating: set[str] = set()
 
     def recorder(name: str):
         def record(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
                 return None
             outputs[name] = [*outputs.pop(name, []), output]
+            if isinstance(module, _ADAPTIVE) and output[0, 0].numel() > args[0][0, 0].numel():
+                repeating.add(name)
             return output.clone()  # what follows may change it in place
 
         return record
@@ -75,7 +80,7 @@ def probed(net: nn.Module, images: Tensor) -> Probe:
     for name, calls in outputs.items():
         shape = tuple(calls[-1].shape)
         channels_last = _has_channels_last(shape, image.shape[2:])
-        layers[name] = Layer(name, shape, len(calls), name in reached, channels_last)
+        layers[name] = Layer(name, shape, len(calls), name in reached, channels_last, name in repeating)
     return Probe(layers, logits.shape[1])
 
 
@@ -109,7 +114,7 @@ def layer_of_each_size(probe: Probe) -> list[Layer]:
     best: dict[tuple[int, int], Layer] = {}
     for layer in probe.layers.values():
         size = layer.map_size
-        if size and (size not in best or layer.name.count(".") <= best[size].name.count(".")):
+        if size and not layer.repeats and (size not in best or layer.name.count(".") <= best[size].name.count(".")):
             best[size] = layer
     if not best:
         raise SettingError("No layer of this model gives a map (N, C, H, W) of more than 1x1, which Grad-CAM needs.")

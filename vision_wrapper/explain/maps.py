@@ -27,7 +27,8 @@ class CamMaps:
     Attributes:
         maps: float32 (L, N, H, W) in [0, 1], at the input's height and width; the strongest place of a map is 1.
         layers: the names of the L layers; of FullGrad, the one word "all".
-        empty: bool (L, N), true where a layer holds no positive evidence for the class; the map is 0 everywhere then.
+        empty: bool (L, N), true where a layer holds no positive evidence for the class, or the same everywhere; the map
+            is then 0.
         method: a name of `METHODS`.
     """
 

@@ -40,8 +40,12 @@ def batch_maps(
 
 
 def without_the_empty(maps: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps (N, H, W) in [0, 1], 0 where the evidence (N, places), before ReLU, is nowhere positive or no number."""
-    empty = ~(np.isfinite(evidence).all(axis=1) & (evidence.max(axis=1) > 0))
+    """Maps (N, H, W) in [0, 1], 0 where the evidence (N, places), before ReLU, says nothing.
+
+    It is then nowhere positive, no number, or the same everywhere.
+    """
+    highest, lowest = evidence.max(axis=1), evidence.min(axis=1)
+    empty = ~(np.isfinite(evidence).all(axis=1) & (highest > 0) & (highest > lowest))
     maps = np.where(empty[:, None, None], 0, maps)
     return np.clip(maps, 0, 1).astype(np.float32), empty
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from vision_wrapper.evaluation import Predictions
+from vision_wrapper.trainer.schedules import RISE
 
 NEAR = 0.02  # rates that are this close, relatively, are the same
 THREE_DEVIATIONS = 0.99865  # the share of a normal distribution that lies above three deviations below its mean
@@ -79,7 +80,8 @@ def _one_cycle(recipe: dict[str, Any], rows: list[dict[str, Any]], curve: dict[s
         )
     if arguments.get("annihilate") is False and arguments.get("final_lr") is None:
         found = (curve or {}).get("max_lr")
-        low = arguments.get("min_lr") or (found / 10 if found else None)
+        given = None if recipe.get("find_lr") or "max_lr" not in arguments else arguments["max_lr"] / RISE
+        low = arguments.get("min_lr") or (found / 10 if found else given)
         last = rows[-1]["lr"]
         promise = "no annihilation: the cycle ends at the rate it began with"
         if low is None:

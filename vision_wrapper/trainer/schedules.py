@@ -30,6 +30,8 @@ from vision_wrapper._numbers import (
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.history import check_monitor
 
+RISE = 25.0  # from the first rate of a cycle to its peak, where the first one is not given, as in torch
+
 __all__ = [
     "SCHEDULES",
     "Schedule",
@@ -197,7 +199,7 @@ def one_cycle(
             outside the run, and `cycle_momentum` with an optimizer that has no momentum.
     """
     max_lr, peak_epoch = pythons_own(max_lr), pythons_own(peak_epoch)
-    low: float = max_lr / 25 if min_lr is None and is_positive(max_lr) else pythons_own(min_lr)
+    low: float = max_lr / RISE if min_lr is None and is_positive(max_lr) else pythons_own(min_lr)
     if not (is_positive(max_lr) and is_positive(low) and low <= max_lr):
         raise SettingError(
             f"one_cycle needs 0 < min_lr <= max_lr, got max_lr={max_lr!r}, min_lr={min_lr!r}. Where the learning "

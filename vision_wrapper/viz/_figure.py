@@ -106,9 +106,10 @@ class Figure(figure.Figure):
             super().draw(renderer)
 
     def to_png(self) -> bytes:
-        """The content of a PNG file."""
+        """The content of a PNG file, whatever the user's settings of `savefig` are."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        with matplotlib.rc_context({**style(), "savefig.transparent": False}):
+            self.savefig(buffer, format="png", dpi="figure")
         return buffer.getvalue()
 
     _repr_png_ = to_png  # what notebooks ask for
@@ -146,9 +147,17 @@ def epochs_axis(axes: Axes, label: str = "epoch") -> None:
 
 
 def plain_numbers(axis: Any) -> None:
-    """Ticks such as 0.001 and 1e-06, in place of formulas."""
+    """Ticks such as 0.001 and 1e-06, in place of formulas; those between powers of ten where few powers are in view."""
+
+    def between(value: float, _: Any) -> str:
+        low, high = sorted(axis.get_view_interval())
+        powers = sum(low <= tick <= high for tick in axis.get_majorticklocs())
+        text = f"{value:g}"
+        first = text.replace(".", "").lstrip("0")[:1]
+        return text if powers == 0 or (powers == 1 and first in "25") else ""
+
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set_minor_formatter(FuncFormatter(between))
 
 
 def remark(fig: Figure, text: str, colour: str = MUTED) -> None:

@@ -36,17 +36,17 @@ def plot_history(history: History, combined: bool = False, val_name: str = "vali
     if combined or len(splits) == 1:
         fig, axes = figure_with_axes(10, 3.8, 1, 2)
         for kind, ax in zip(kinds, axes, strict=True):
-            for prefix, name, colour in splits:
-                _curve(ax, history, f"{prefix}_{kind}", name, colour)
+            for line, (prefix, name, colour) in enumerate(splits):
+                _curve(ax, history, f"{prefix}_{kind}", name, colour, line)
             _finish(ax, kind, kind.capitalize())
-            if len(splits) > 1:
+            if len(splits) > 1 and ax.lines:
                 ax.legend()
         return fig
     fig, axes = figure_with_axes(10, 6.4, 2, 2)
     panels = [(kind, *split) for kind in kinds for split in splits]
     for ax, (kind, prefix, name, colour) in zip(axes, panels, strict=True):
         _curve(ax, history, f"{prefix}_{kind}", name, colour)
-        _finish(ax, kind, f"{name} {kind}".capitalize())
+        _finish(ax, kind, f"{name[:1].upper()}{name[1:]} {kind}")
     return fig
 
 
@@ -70,11 +70,12 @@ def plot_learning_rate(history: History) -> Figure:
     return fig
 
 
-def _curve(ax: Axes, history: History, column: str, name: str, colour: str) -> None:
+def _curve(ax: Axes, history: History, column: str, name: str, colour: str, line: int = 0) -> None:
+    """A column of the history, or, in place number `line` from below, why there is none."""
     points = [(row["epoch"], row[column]) for row in history.rows if row.get(column) is not None]
     if not points:
         note = "not counted:\ntargets or outputs are not classes"  # as the targets of MixUp, and a single output
-        ax.text(0.5, 0.06, f"{name} {column.split('_')[1]} {note}", transform=ax.transAxes, ha="center")
+        ax.text(0.5, 0.06 + 0.16 * line, f"{name} {column.split('_')[1]} {note}", transform=ax.transAxes, ha="center")
         return
     epochs, values = zip(*points, strict=True)
     ax.plot(

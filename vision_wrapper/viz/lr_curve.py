@@ -45,7 +45,7 @@ def plot_lr_curve(curve: LRCurve) -> Figure:
     for name, rate, color in (("suggestion", curve.suggestion, WRONG), ("peak of a cycle", curve.max_lr, VALIDATION)):
         if rate is not None:
             ax.axvline(rate, color=color, linestyle="--", linewidth=1.2)
-            at = np.interp(np.log(rate), np.log(rates), losses)
+            at = np.interp(np.log(rate), np.log(rates), losses, left=np.nan, right=np.nan)  # no dot beside the curve
             ax.plot([rate], [at], "o", color=color, label=f"{name} {rate:.3g}")
     ax.legend(loc="lower left")
     if curve.reason:
