@@ -91,7 +91,7 @@ def _check_conflicts(data: ImageData, digests: list[bytes], first: dict[bytes, i
             "conflicting_labels",
             "warning",
             f"train has {len(conflicts) // 2} images that occur with two labels, such as {data.train.origin(a)} "
-            f"({_name(data, labels[a])}) and {data.train.origin(b)} ({_name(data, labels[b])}).",
+            f"({_name(data, int(labels[a]))}) and {data.train.origin(b)} ({_name(data, int(labels[b]))}).",
             "Correct a label, or leave the images out: data.leave_out(images, train=finding.indices).",
             tuple(sorted(set(conflicts))),
         )

@@ -96,6 +96,7 @@ class Trainer:
             the process's first matrix multiplication there.
 
     Attributes:
+        model, optimizer, device, precision: as it was made; another one takes another Trainer.
         epochs_trained: the epochs of all fits so far, or of the checkpoint that was loaded.
         interrupted: whether Ctrl-C ended the last `fit`.
         processes: the processes that train together: `.count`, `.rank` of this one, and `.is_main`.
