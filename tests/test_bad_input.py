@@ -175,6 +175,9 @@ def test_a_loss_that_learns_has_to_be_a_part_of_the_model(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whole.fit(ready_batches(), epochs=1)
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), Centres().requires_grad_(False), callbacks=[]).fit(
+            ready_batches(), epochs=1
+        )
     assert not torch.equal(before, loss.centres)
 
 
@@ -366,6 +369,8 @@ def test_a_last_batch_of_one_is_named(images):
         else:
             assert trainer.fit(loader, epochs=1)
     trainer.fit(torch.utils.data.DataLoader(samples, batch_size=4, drop_last=True), epochs=1)
+    whole = [batch for batch in ready_batches() if len(batch[1]) > 1]  # of a loader whose samples are batches
+    assert trainer.fit(torch.utils.data.DataLoader(whole, batch_size=1, collate_fn=lambda parts: parts[0]), epochs=1)
 
 
 def test_a_loader_that_is_none_is_said(images):

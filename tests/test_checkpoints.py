@@ -57,10 +57,16 @@ def warm_up_and_steps(optimizer):
     return torchs.SequentialLR(optimizer, parts, [2])
 
 
-def test_a_schedule_that_is_made_of_others_resumes(images, tmp_path):
+def chained(optimizer):
+    torchs = torch.optim.lr_scheduler
+    return torchs.ChainedScheduler([warm_up_and_steps(optimizer), torchs.ExponentialLR(optimizer, 0.9)])
+
+
+@pytest.mark.parametrize("schedule", [warm_up_and_steps, chained])
+def test_a_schedule_that_is_made_of_others_resumes(images, tmp_path, schedule):
     def fit(callbacks, checkpoint):
         trainer, loaders = make(images, callbacks=callbacks)
-        arguments = {"schedule": warm_up_and_steps, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+        arguments = {"schedule": schedule, "checkpoint": checkpoint, "checkpoint_seconds": 0}
         return trainer, trainer.fit(loaders.train, epochs=5, **arguments)
 
     whole, history = fit([], None)
@@ -96,13 +102,18 @@ class WithLoss(nn.Linear):
         return nn.functional.cross_entropy(logits, targets) + 1e-4 * self.weight.norm()
 
 
-@pytest.mark.parametrize("how", ["method", "closure"])
+@pytest.mark.parametrize("how", ["method", "closure", "weight"])
 def test_a_loss_that_uses_the_network_is_the_same_one_whatever_its_weights(tmp_path, how):
     batches = [(torch.randn(4, 6), torch.arange(4) % 2) for _ in range(3)]
 
     def fit():
         model = WithLoss(6, 2)
-        loss = model.loss if how == "method" else lambda o, t: model.loss(o, t)
+        weight, cross_entropy = model.weight, nn.functional.cross_entropy
+        loss = {
+            "method": model.loss,
+            "closure": lambda o, t: model.loss(o, t),
+            "weight": lambda o, t: cross_entropy(o, t) + 1e-4 * weight.norm(),
+        }[how]
         trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, callbacks=[])
         return trainer, trainer.fit(batches, epochs=2, checkpoint=tmp_path / "c")
 
@@ -139,7 +150,7 @@ class Spoils(Callback):
 
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(images, tmp_path):
     trainer, loaders = make(images, callbacks=[Spoils()])
-    with pytest.raises(NonFiniteLossError, match="the step before made weights NaN"):
+    with pytest.raises(NonFiniteLossError, match="Epoch 2: the step of batch 6 made weights NaN"):
         trainer.fit(loaders.train, epochs=3, checkpoint=tmp_path / "c", checkpoint_seconds=0)
     trainer, loaders = make(images)
     trainer.load(tmp_path / "c")

@@ -405,7 +405,7 @@ def test_export_without_its_packages_or_with_another_format(classifier, tmp_path
         export(classifier, out, "onx")
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n, *a: None if n == "onnxscript" else find(n, *a))
-    with pytest.raises(MissingPackageError, match=r"onnxscript: pip install 'vision-wrapper\[export\]'"):
+    with pytest.raises(MissingPackageError, match=r'onnxscript: pip install "vision-wrapper\[export\]"'):
         export(classifier, out)
     assert not out.exists()
 

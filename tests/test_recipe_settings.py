@@ -54,7 +54,7 @@ PUBLISHED = {
     "custom-resnet-sgd": (
         {"bias": True}, 6_575_370, torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "weight_decay": 0}, 512, 24,
         (*PLAIN_CROP, data.Flip(0.8), data.Cutout(8, holes=8, p=0.5)),
-        {"max_lr": 0.1, "pct_start": 5 / 24, "anneal_strategy": "cos"},
+        {"max_lr": 0.05, "pct_start": 5 / 24, "div_factor": 10, "final_div_factor": 1e4, "anneal_strategy": "cos"},
     ),
     "custom-resnet-late-peak": (
         {}, 6_573_130, torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-4}, 512, 24,

@@ -17,11 +17,11 @@ def description(value: Any) -> str:
     """A text that two values share where they do the same, as far as that can be told without calling them.
 
     Of a function: its name, the constants and names in its code, its defaults, and what it holds from around it; not
-    what it finds in its module. Of an object: its class and its plain attributes. Of tensors all values, but of a
-    network that learns only their shapes: its values are the run's, not its settings. No addresses.
+    what it finds in its module. Of an object: its class and its plain attributes. Of tensors all values, but of
+    what learns only the shapes: its values are the run's, not its settings. No addresses.
     """
     if isinstance(value, Tensor):
-        return fingerprint(value)
+        return f"{tuple(value.shape)} {value.dtype}" if value.requires_grad else fingerprint(value)
     if isinstance(value, functools.partial):
         return f"{description(value.func)}({description(value.args)}, {description(value.keywords)})"
     if isinstance(value, MethodType):

@@ -424,7 +424,7 @@ def _require(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingPackageError(
-            f"Exporting to ONNX needs {' and '.join(missing)}: pip install 'vision-wrapper[export]'"
+            f'Exporting to ONNX needs {" and ".join(missing)}: pip install "vision-wrapper[export]"'
         )
 
 

@@ -29,7 +29,7 @@ def import_albumentations() -> Any:
 
     if int(albumentations.__version__.split(".")[0]) < 2:
         raise MissingPackageError(
-            f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.8,<3'"
+            f'albumentations {albumentations.__version__} is too old: pip install "albumentations>=2.0.8,<3"'
         )
     return albumentations
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
 from vision_wrapper._state import samplers
 from vision_wrapper.data.findings import Finding
@@ -118,8 +119,12 @@ def length(value: Any) -> int | None:
 
 def last_batch(loader: Any) -> tuple[int, int, int] | None:
     """(images of an epoch, the batch size, the last batch's), or None where a loader does not tell."""
-    images = length(loader.split if isinstance(loader, Loader) else getattr(loader, "sampler", None))
-    size = getattr(loader, "batch_size", None)
+    if isinstance(loader, Loader):
+        images, size = len(loader.split), loader.batch_size
+    elif isinstance(loader, DataLoader) and loader.collate_fn is default_collate:  # another may make more of a sample
+        images, size = length(loader.sampler), loader.batch_size
+    else:
+        return None
     if not images or not size:
         return None
     return images, size, size if loader.drop_last else images % size or size

@@ -53,7 +53,7 @@ def probed(net: nn.Module, images: Tensor) -> Probe:
             if not isinstance(output, Tensor):
                 return None
             outputs[name] = [*outputs.pop(name, []), output]
-            if isinstance(module, _ADAPTIVE) and output[0, 0].numel() > args[0][0, 0].numel():
+            if isinstance(module, _ADAPTIVE) and args and output[0, 0].numel() > args[0][0, 0].numel():
                 repeating.add(name)
             return output.clone()  # what follows may change it in place
 

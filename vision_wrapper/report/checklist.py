@@ -113,10 +113,10 @@ def _expected(recipe: dict[str, Any], predictions: Predictions | None, data: str
 
 
 def _allowed(found: dict[str, Any], images: int) -> float:
-    """How far below the mean a run may come: as far as by chance in one of 700 runs.
+    """How far below the mean a run may come: as far as by chance in one of 700 runs, but not much further than that.
 
-    By the spread of the seeds, with Student's t, since few seeds know it badly; and at most three standard deviations
-    of the test set, of which a single seed has no other.
+    By the spread of the seeds with Student's t, since few seeds know it badly; and at most three times the larger
+    standard deviation, of the seeds or of the test set, since the t of two seeds would let everything pass.
     """
     from scipy.special import stdtrit
 

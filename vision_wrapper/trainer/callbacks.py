@@ -294,7 +294,7 @@ class EarlyStopping(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes the history to a TensorBoard folder. Needs the extra: pip install 'vision-wrapper[tensorboard]'."""
+    """Writes the history to a TensorBoard folder. Needs the extra: `pip install "vision-wrapper[tensorboard]"`."""
 
     everywhere = False
 
@@ -303,7 +303,7 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingPackageError(
-                "TensorBoard is not installed: pip install 'vision-wrapper[tensorboard]'"
+                'TensorBoard is not installed: pip install "vision-wrapper[tensorboard]"'
             ) from error
         self.folder = folder
         self._make_writer = SummaryWriter

@@ -268,11 +268,18 @@ def _restore(trainer: Trainer, run: Fit, state: dict[str, Any]) -> None:
 
 def _restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
     """The state of a torch scheduler, and of those that it is made of; files keep a Counter as a plain dict."""
-    parts = [scheduler, *getattr(scheduler, "_schedulers", [])]
+    parts = _schedulers(scheduler)
     counters = [(part, name) for part in parts for name, value in vars(part).items() if isinstance(value, Counter)]
     scheduler.load_state_dict(state)
     for part, name in counters:  # of MultiStepLR, which asks for its elements
         setattr(part, name, Counter(getattr(part, name)))
+
+
+def _schedulers(scheduler: Any) -> Iterator[Any]:
+    """A torch scheduler, and all that it is made of."""
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", []):
+        yield from _schedulers(part)
 
 
 def _restore_callback(callback: Callback, state: dict[str, Any]) -> None:
@@ -283,7 +290,7 @@ def _restore_callback(callback: Callback, state: dict[str, Any]) -> None:
     except Exception as error:
         raise CheckpointError(
             f"{type(callback).__name__} does not take the state that the checkpoint has of it: {type(error).__name__}: "
-            f"{error}. Was its class changed since? Take the callback out, or delete the checkpoint."
+            f"{error}. Was its class changed since? Put it back as it was, or choose another path for this run."
         ) from error
 
 

@@ -106,7 +106,8 @@ def check_still_held(model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn
         )
     if isinstance(loss_fn, nn.Module) and any(p.requires_grad and id(p) not in held for p in loss_fn.parameters()):
         warnings.warn(
-            f"The loss, {type(loss_fn).__name__}, has parameters that nothing trains. {A_LOSS_THAT_LEARNS}",
+            f"The loss, {type(loss_fn).__name__}, has parameters that nothing trains. {A_LOSS_THAT_LEARNS} "
+            "Where it is not to learn, freeze it: loss.requires_grad_(False).",
             stacklevel=4,
         )
 
@@ -222,8 +223,8 @@ def check_finite(run: Fit, parameters: Sequence[nn.Parameter]) -> None:
     finite = [parameter.isfinite().all() for parameter in parameters]
     if finite and not bool(torch.stack(finite).all()):
         raise NonFiniteLossError(
-            f"{position(run)}: the step before made weights NaN or infinite. Lower the learning rate (find_lr helps) "
-            "or set clip_norm; the last good checkpoint, if any, is unharmed."
+            f"Epoch {run.epoch + 1}: the step of batch {run.batch} made weights NaN or infinite. Lower the learning "
+            "rate (find_lr helps) or set clip_norm; the last good checkpoint, if any, is unharmed."
         )
 
 

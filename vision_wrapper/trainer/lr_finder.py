@@ -49,8 +49,8 @@ class LRCurve:
         suggestion: the rate where the loss falls most steeply on a logarithmic scale, before its lowest point, as most
             finders suggest. None if the curve is useless.
         reason: why there is a suggestion or none.
-        max_lr: the peak of a cycle, a fifth of the rate where the loss is lowest. That suits Adam; with SGD the best peak
-            was about ten times as high in the trials of docs/trials.md. None if the curve is useless.
+        max_lr: the peak of a cycle, a fifth of the rate where the loss is lowest. That suits Adam; with SGD the best
+            peak was about ten times as high in the trials of docs/trials.md. None if the curve is useless.
     """
 
     lrs: list[float] = field(repr=False)

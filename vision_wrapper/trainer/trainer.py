@@ -268,7 +268,7 @@ class Trainer:
         Raises:
             SettingError: an invalid value, before the first batch.
             DataError: a first batch that the model cannot take.
-            NonFiniteLossError: the loss became NaN or infinite.
+            NonFiniteLossError: the loss became NaN or infinite, or weights that a checkpoint was to hold.
             OtherRunError: the checkpoint is of a run with other settings.
             CheckpointError: a checkpoint cannot hold the state of the schedule, of a callback or of the model.
             DeviceMemoryError: the GPU's memory did not suffice.

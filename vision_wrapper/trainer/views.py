@@ -14,6 +14,7 @@ from vision_wrapper._lookup import Table
 from vision_wrapper._numbers import is_number
 from vision_wrapper.errors import SettingError
 from vision_wrapper.trainer.checks import no_logits
+from vision_wrapper.trainer.losses import is_of_others
 
 
 class View(NamedTuple):
@@ -98,6 +99,8 @@ def _shown(view: View, images: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # somebody's own function
+        if is_of_others(error):
+            raise
         raise SettingError(
             f"A view for test-time averaging failed on a batch {tuple(images.shape)}: {type(error).__name__}: {error}."
         ) from error
