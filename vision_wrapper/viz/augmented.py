@@ -27,7 +27,7 @@ def plot_augmented(loader: Loader, count: int = 8, looks: int = 4, epoch: int = 
         SettingError: not a loader of `data.make_loaders`, or a number below 0.
     """
     if not hasattr(loader, "inputs"):
-        raise SettingError(f"Expected a loader from data.make_loaders, got {type(loader).__name__}.")
+        raise SettingError(f"Expected a loader of make_loaders, such as loaders.train, got {type(loader).__name__}.")
     if count < 0 or looks < 0 or epoch < 0:
         raise SettingError(f"Expected count, looks and epoch of at least 0, got {count}, {looks}, {epoch}.")
     indices = np.asarray(loader.order(epoch)[:count])
