@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import math
 import re
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torchvision
 from torch import nn
 
 from vision_wrapper import data, explain, models
-from vision_wrapper.trainer import SCHEDULES, Trainer
+from vision_wrapper.trainer import SCHEDULES, Callback, Trainer
+from vision_wrapper.trainer.filters import unreached_taps
 from vision_wrapper.trainer.precision import choose_precision
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +155,81 @@ def test_bf16_that_is_only_emulated_is_not_chosen(monkeypatch):
     assert choose_precision("auto", torch.device("cuda")) == "fp16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert choose_precision("auto", torch.device("cuda")) == "bf16"
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, "same"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_unreached_taps_are_those_without_a_gradient(stride, padding):
+    """Those of float32, which torch computes right: of an image and a filter of ones, 0 only where none is reached."""
+    if padding == "same" and stride > 1:
+        pytest.skip("torch has no such convolution")
+    found = 0
+    for size, taps, dilation in itertools.product((1, 2, 3, 5), (1, 2, 3, 5, 7), (1, 2)):
+        if padding != "same" and size + 2 * padding <= dilation * (taps - 1):
+            continue
+        image, filters = torch.ones(1, 1, size, size + 8), torch.ones(1, 1, taps, 2, requires_grad=True)
+        output = nn.functional.conv2d(image, filters, stride=stride, padding=padding, dilation=dilation)
+        output.sum().backward()
+        unreached = unreached_taps(image, filters, output)
+        empty = filters.grad[0, 0] == 0
+        assert not empty.any() if unreached is None else torch.equal(unreached, empty)
+        found += unreached is not None
+    assert padding == 0 or found
+
+
+@pytest.mark.parametrize("call", ["module", "keywords", "unbatched", "one axis"])
+def test_gradients_of_taps_that_meet_only_padding_are_zero_in_bf16(call):
+    """oneDNN's bf16 kernels leave them as the memory was, which made weights NaN: here memory is full of NaN."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            convolution = nn.Conv1d if call == "one axis" else nn.Conv2d
+            self.layers = nn.ModuleList(convolution(64, 64, 3, stride=2, padding=1) for _ in range(16))
+
+        def forward(self, x):  # (N, 64, 1, 1)
+            dirty = [torch.full((64 * 64 * 9,), math.nan) for _ in range(64)]
+            del dirty
+            for layer in self.layers:
+                if call == "keywords":
+                    x = x + nn.functional.conv2d(weight=layer.weight, input=x, bias=layer.bias, padding=1, stride=2)
+                elif call == "unbatched":
+                    x = x + torch.stack([layer(image) for image in x])
+                else:
+                    x = x + (layer(x[..., 0])[..., None] if call == "one axis" else layer(x))
+            return x.flatten(1)
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, callbacks=[], device="cpu", precision="bf16", clip_norm=1.0)
+    before = [layer.weight.detach().clone() for layer in model.layers]
+    for _ in range(2):
+        trainer.train_step(torch.randn(8, 64, 1, 1), torch.arange(8))
+    for layer, weight in zip(model.layers, before, strict=True):
+        changed = (layer.weight != weight).flatten(2).any(0).any(0)  # of the taps
+        assert changed.nonzero().flatten().tolist() == [len(changed) // 2]
+        assert layer.weight.isfinite().all()
+
+
+def test_filters_that_are_thawed_are_looked_at_again():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    sound = []
+
+    class Thaw(Callback):
+        def on_epoch_start(self, fit):
+            model[0].requires_grad_(fit.epoch > 0)
+
+        def on_batch_end(self, fit):
+            sound.append(len(fit.trainer._unreached_taps))
+
+    loader = [(torch.randn(4, 3, 1, 1), torch.tensor([0, 1, 0, 1]))] * 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, callbacks=[Thaw()], device="cpu", precision="bf16")
+    trainer.fit(loader, epochs=2)
+    assert sound == [1, 1, 0, 0]  # sizes of which nothing is watched
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -44,6 +44,7 @@ from vision_wrapper.trainer.checks import (
 )
 from vision_wrapper.trainer.distributed import Synchronised
 from vision_wrapper.trainer.ema import WeightAverage
+from vision_wrapper.trainer.filters import UnreachedTaps
 from vision_wrapper.trainer.first_batch import check_first_batch, check_validation
 from vision_wrapper.trainer.fit import Fit, new_run
 from vision_wrapper.trainer.guards import (
@@ -154,6 +155,8 @@ class Trainer:
         self._distributed: list[nn.Parameter] = []  # whose gradients that averages over processes
         self._unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._autocast = autocast(self.precision, self.device)
+        bf16_on_cpu = self.precision == "bf16" and self.device.type == "cpu"
+        self._unreached_taps = UnreachedTaps(enabled=bf16_on_cpu and not compile)
         self._scaler = gradient_scaler(self.precision, self.device)
         # A disabled scaler would only pass on, in every step.
         self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
@@ -185,7 +188,8 @@ class Trainer:
             SettingError: the model returns no tensor; the loss is no mean of the batch, or depends on nothing that
                 learns.
         """
-        with self._autocast, _SYNCHRONISED if update else self._unsynchronised():
+        defined = self._unreached_taps[inputs.shape[1:]]
+        with defined, self._autocast, _SYNCHRONISED if update else self._unsynchronised():
             outputs = self._forward(inputs)
         if not isinstance(outputs, Tensor):
             raise no_logits(outputs)
@@ -345,6 +349,7 @@ class Trainer:
         started -= run.seconds
         check_same_groups(self.optimizer, len(run.own_rates))
         self._distribute()
+        self._unreached_taps.clear()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_epoch, run.waiting, window = True, True, 1
