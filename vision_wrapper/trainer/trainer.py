@@ -491,6 +491,7 @@ class Trainer:
     def _end(self, run: Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
+        self._unreached_taps.clear()
         self._separate()
         if run.before_schedule is not None and run.scheduler is not None:
             run.before_schedule.put_back()
