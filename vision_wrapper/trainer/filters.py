@@ -22,12 +22,16 @@ class UnreachedTaps(dict[torch.Size, AbstractContextManager[Any]]):
     depends on these weights; the norm of the gradients does, and NaN in a weight ends the run.
 
     Watching takes some microseconds an operation, so a size of which every tap is reached is then kept here with a
-    context that does nothing. `clear` has every size watched again, as where other layers are trained from now on.
+    context that does nothing.
     """
 
     def __init__(self, enabled: bool) -> None:
         super().__init__()
         self._enabled = enabled
+
+    def anew(self) -> UnreachedTaps:
+        """One that watches every size again, as where other layers are trained from now on."""
+        return UnreachedTaps(self._enabled)
 
     def __missing__(self, size: torch.Size) -> AbstractContextManager[Any]:
         if self._enabled:

@@ -130,12 +130,12 @@ def _borrowed(trainer: Trainer, loader: Any) -> Iterator[None]:
         # Of a fit that a callback interrupts with this: its averages have no part in it, its processes stay joined.
         average, trainer._average = trainer._average, None
         joined = bool(trainer._distributed)
-        trainer._unreached_taps.clear()
+        taps, trainer._unreached_taps = trainer._unreached_taps, trainer._unreached_taps.anew()
         try:
             trainer._distribute()
             yield
         finally:
-            trainer._unreached_taps.clear()
+            trainer._unreached_taps = taps
             trainer._average = average
             if not joined:
                 trainer._separate()

@@ -349,7 +349,7 @@ class Trainer:
         started -= run.seconds
         check_same_groups(self.optimizer, len(run.own_rates))
         self._distribute()
-        self._unreached_taps.clear()
+        self._unreached_taps = self._unreached_taps.anew()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_epoch, run.waiting, window = True, True, 1
@@ -491,7 +491,7 @@ class Trainer:
     def _end(self, run: Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
-        self._unreached_taps.clear()
+        self._unreached_taps = self._unreached_taps.anew()
         self._separate()
         if run.before_schedule is not None and run.scheduler is not None:
             run.before_schedule.put_back()
