@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
@@ -21,88 +20,84 @@ class UnreachedTaps(dict[torch.Size, AbstractContextManager[Any]]):
     definition, but oneDNN's bf16 kernels (torch 2.15, AVX512) leave there what the memory held, at times NaN. No output
     depends on these weights; the norm of the gradients does, and NaN in a weight ends the run.
 
-    Watching takes some microseconds an operation, so a size of which every tap is reached is then kept here with a
-    context that does nothing.
+    Looks at `nn.Conv1d`, `Conv2d` and `Conv3d`, not at classes made from them, which may pad for themselves. Hooks on
+    these cost some microseconds each: where all have been seen and no tap is unreached, the size is kept here with a
+    context that does nothing. Compiled models are left alone: they would be compiled anew for the hooks.
     """
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, model: nn.Module, enabled: bool) -> None:
         super().__init__()
-        self._enabled = enabled
-
-    def anew(self) -> UnreachedTaps:
-        """One that watches every size again, as where other layers are trained from now on."""
-        return UnreachedTaps(self._enabled)
+        self._model, self._enabled = model, enabled
 
     def __missing__(self, size: torch.Size) -> AbstractContextManager[Any]:
-        if self._enabled:
-            return _Watch(size, self)
+        if self._enabled and not any(map(_is_compiled, self._model.modules())):
+            return self._watching(size)
         self[size] = _NOTHING
         return _NOTHING
 
+    @contextmanager
+    def _watching(self, size: torch.Size) -> Iterator[None]:
+        layers = [module for module in self._model.modules() if type(module) in _CONVOLUTIONS]
+        unseen, found = set(layers), []
 
-class _Watch(TorchFunctionMode):
-    """Gives convolutions with unreached taps a hook for their gradients; where none has any, never again."""
-
-    def __init__(self, size: torch.Size, contexts: UnreachedTaps) -> None:
-        super().__init__()
-        self._size, self._contexts, self._found = size, contexts, False
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if function in _CONVOLUTIONS:
-            unreached = unreached_taps(*_operands(*args, **(kwargs or {})), output)
+        def look(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            unseen.discard(layer)
+            image = given[0] if given else named["input"]
+            unreached = unreached_taps(layer, image.shape, output.shape)
             if unreached is not None:
-                self._found = True
-                _convolution(output).register_hook(_zero(unreached))
-        return output
+                found.append(layer)
+                _define(output, unreached)
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        if error[0] is None and not self._found:
-            self._contexts[self._size] = _NOTHING
-
-
-def _operands(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """The image and the filters, as torch names a convolution's arguments."""
-    return input, weight
+        hooks = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not (found or unseen):
+            self[size] = _NOTHING
 
 
-def _convolution(output: Tensor) -> Any:
-    """The node of the graph that computes the gradients of the convolution with this output; None without gradients."""
-    node = output.grad_fn
-    if node is not None and node.name() == "SqueezeBackward1":  # of an image without a batch
-        node = node.next_functions[0][0]
-    return node if node is not None and node.name() == "ConvolutionBackward0" else None
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
-def unreached_taps(image: Tensor, filters: Tensor, output: Tensor) -> Tensor | None:
-    """Which taps of a convolution's filters lie outside of the image wherever the filter stands; None if none does.
+def unreached_taps(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, image: torch.Size, output: torch.Size) -> Tensor | None:
+    """Which taps of a layer's filters lie outside of the image wherever the filter stands; None if none does.
 
-    The result has the filters' extent, such as (3, 3), and is True there. `output` is what the convolution returned.
+    The result has the filters' extent, such as (3, 3), and is True there.
     """
-    node = _convolution(output)
-    if node is None:
+    if layer.padding_mode != "zeros":  # what is put around the image is the image again
         return None
+    axes = layer.weight.ndim - 2
+    strides, dilations = _of_each(layer.stride, axes), _of_each(layer.dilation, axes)
     reached = torch.ones((), dtype=torch.bool)
-    for axis, (stride, padding, dilation) in enumerate(
-        zip(node._saved_stride, node._saved_padding, node._saved_dilation, strict=True), start=2 - filters.ndim
-    ):
-        firsts = [place * stride - padding for place in range(output.shape[axis])]  # where the first tap comes to lie
-        along = [
-            any(0 <= first + tap * dilation < image.shape[axis] for first in firsts)
-            for tap in range(filters.shape[axis])
-        ]
+    for axis, (stride, dilation) in enumerate(zip(strides, dilations, strict=True)):
+        size, places, taps = image[axis - axes], output[axis - axes], layer.weight.shape[axis + 2]
+        if isinstance(layer.padding, str):
+            padding = dilation * (taps - 1) // 2 if layer.padding == "same" else 0  # "valid" is none
+        else:
+            padding = _of_each(layer.padding, axes)[axis]
+        firsts = [place * stride - padding for place in range(places)]  # where the first tap comes to lie
+        along = [any(0 <= first + tap * dilation < size for first in firsts) for tap in range(taps)]
         reached = reached[..., None] & torch.tensor(along)
     return None if bool(reached.all()) else ~reached
 
 
-def _zero(taps: Tensor) -> Callable[[Any, Any], Any]:
-    """A hook that makes a convolution's gradients by these taps of its filters 0."""
+def _of_each(values: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """A layer's setting for each axis; torch takes a tuple of one for all."""
+    return values * axes if len(values) == 1 else values
 
-    def hook(gradients: Any, _: Any) -> Any:
+
+def _define(output: Tensor, unreached: Tensor) -> None:
+    """Have the backward pass of the convolution with this output make the gradients of these taps 0."""
+
+    def zero(gradients: Any, _: Any) -> Any:
         image, filters, *bias = gradients
-        return image, None if filters is None else filters.masked_fill(taps, 0), *bias
+        return image, None if filters is None else filters.masked_fill(unreached, 0), *bias
 
-    return hook
+    node: Any = output.grad_fn
+    if node is not None and node.name() == "SqueezeBackward1":  # of an image without a batch
+        node = node.next_functions[0][0]
+    if node is not None and node.name() == "ConvolutionBackward0":
+        node.register_hook(zero)

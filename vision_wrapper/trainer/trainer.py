@@ -156,7 +156,7 @@ class Trainer:
         self._unsynchronised: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._autocast = autocast(self.precision, self.device)
         bf16_on_cpu = self.precision == "bf16" and self.device.type == "cpu"
-        self._unreached_taps = UnreachedTaps(enabled=bf16_on_cpu and not compile)
+        self._unreached_taps = UnreachedTaps(model, enabled=bf16_on_cpu and not compile)
         self._scaler = gradient_scaler(self.precision, self.device)
         # A disabled scaler would only pass on, in every step.
         self._optimizer_step = partial(self._scaler.step, optimizer) if self._scaler.is_enabled() else optimizer.step
@@ -315,6 +315,7 @@ class Trainer:
         """Attach the schedule and the average, and go to where a kept checkpoint left the run."""
         if self.ema is not None:
             self._average = WeightAverage(self.model, self.ema)
+        self._unreached_taps.clear()  # layers may be others now
         run.own_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         with unchanged_on_error(self.optimizer):
             if run.schedule is not None:
@@ -349,7 +350,6 @@ class Trainer:
         started -= run.seconds
         check_same_groups(self.optimizer, len(run.own_rates))
         self._distribute()
-        self._unreached_taps = self._unreached_taps.anew()
         batch_hooks, every_batch = run.hooks["on_batch_end"], run.schedule is not None and run.schedule.every == "batch"
         next_checkpoint = time.monotonic() + run.checkpoint_seconds
         run.in_epoch, run.waiting, window = True, True, 1
@@ -491,7 +491,6 @@ class Trainer:
     def _end(self, run: Fit, begun: bool) -> None:
         """Leave the model with its average, and the optimizer without the schedule."""
         average, self._average = self._average, None
-        self._unreached_taps = self._unreached_taps.anew()
         self._separate()
         if run.before_schedule is not None and run.scheduler is not None:
             run.before_schedule.put_back()
