@@ -2,10 +2,10 @@
 
 For each recipe and seed without a record, the recipe is run in full, and a few figures of the run are kept in
 docs/evidence/RECIPE.json. After each run the summary that fills `Recipe.expected` and the table of docs/recipes.md are
-written anew. Stopped anywhere, the same command goes on. A run whose loss ceases to be a number is kept as failed, for
---retry; whatever else stops a run says nothing of its recipe, and is not kept. Either way the others are run. FOLDER
-holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs --photos. With --page nothing is run.
---winograd shortens a run on a CPU: see winograd.py.
+written anew. Stopped anywhere, the same command goes on. A run whose loss ceases to be a number, or whose LR finder has
+no suggestion, is kept as failed, for --retry; whatever else stops a run says nothing of its recipe, and is not kept.
+Either way the others are run. FOLDER holds CIFAR-10, train/CLASS/*.png and test/CLASS/*.png; the recipe `folder` needs
+--photos. With --page nothing is run. --winograd shortens a run on a CPU: see winograd.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from measure import filled, machine, refuse_unknown
 
 from vision_wrapper import data, recipes
 from vision_wrapper._files import read_json, write_json, write_text
-from vision_wrapper.errors import DataError, NonFiniteLossError
+from vision_wrapper.errors import DataError, NoLearningRateError, NonFiniteLossError
 from vision_wrapper.recipes import RECIPES, Recipe, evidence
 from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
@@ -38,6 +38,7 @@ from vision_wrapper.trainer.precision import choose_device, choose_precision
 DOCS = Path(__file__).parents[1] / "docs"
 RECORDS = DOCS / "evidence"
 PAGE = DOCS / "recipes.md"
+RECIPES_OWN = (NonFiniteLossError, NoLearningRateError)  # errors that say something of a recipe
 CIFAR10_IMAGES = (50_000, 10_000)
 # What each new recipe has to pass, over the same seeds.
 COMPARED = (
@@ -287,13 +288,13 @@ def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace,
 
 
 def check_images(recipe: Recipe, source: Any) -> None:
-    """End the command where the images are not those of the records of the same data: one table is of one data set."""
+    """Raise `DataError` where the images are not those of the records of the same data: a table is of one data set."""
     images = load_images(recipe, source, "data")
     records = [record for other in RECIPES.values() if other.data == recipe.data for record in records_of(other)]
     try:
         evidence.check_one_data([*records, {"content": content_of(images)}])
     except DataError as error:
-        raise SystemExit(f"{recipe.name}: these images are not those of the records. {error}") from error
+        raise DataError(f"These images are not those of the records. {error}") from error
 
 
 def measure_all(options: argparse.Namespace) -> None:
@@ -313,7 +314,7 @@ def measure_all(options: argparse.Namespace) -> None:
             except Exception as error:  # whatever it is, the others are measured
                 print(f"{recipe.name}, seed {seed}: {error}", flush=True)
                 not_measured.append(recipe.name)
-                if isinstance(error, NonFiniteLossError):  # the recipe's own: else it is of the data or the machine
+                if isinstance(error, RECIPES_OWN):  # else it is of the data or the machine
                     keep(recipe, failure_of(seed, error, run_folder(recipe, seed, options)), "failed")
             write_all()
     if not_measured:

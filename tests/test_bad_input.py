@@ -130,6 +130,10 @@ def test_a_later_batch_that_is_no_pair_is_named_too(images, helper, batch):
         (lambda model: Muon(model.parameters(), momentum=None), r"momentum must be in \(0, 1\), got None"),
         (lambda model: models.scale_head(model, 0), "scale must be a positive number, got 0"),
         (lambda model: models.scale_head(model, math.nan), "scale must be a positive number, got nan"),
+        (
+            lambda model: models.scale_head(model, 0.5, head="layer1"),
+            r"has \d+ layers with parameters; pass",
+        ),
         (lambda model: models.summary(model, (3, -1, 32)), "input_size is that of one image"),
         (lambda model: schedules.from_function(3), "function of the optimizer, got 3"),
         (lambda model: schedules.cosine().preview(2, 2, lr=-1), "lr must be a number of at least 0, got -1"),

@@ -15,9 +15,11 @@ import torch
 from runs import command, reduced
 
 from vision_wrapper import data, recipes
+from vision_wrapper._files import read_json, write_json
 from vision_wrapper.errors import (
     DamagedFileError,
     DataError,
+    NoLearningRateError,
     NonFiniteLossError,
     OtherRunError,
     SettingError,
@@ -26,7 +28,8 @@ from vision_wrapper.errors import (
 from vision_wrapper.recipes import RECIPES, Comparison, Expected, Repeats, evidence
 from vision_wrapper.recipes.evidence import mean_interval
 from vision_wrapper.recipes.identity import content_of, read_run
-from vision_wrapper.trainer import OPTIMIZERS, VIEWS, Muon
+from vision_wrapper.recipes.run import RANDOM_WEIGHTS
+from vision_wrapper.trainer import OPTIMIZERS, VIEWS, Callback, Muon
 from vision_wrapper.trainer.lr_finder import suggest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -41,7 +44,7 @@ def measure_recipes(monkeypatch):
     return module
 
 
-def repeats(*accuracies, name="some", tta=None, test="t"):
+def repeats(*accuracies, name="some", tta=None, test="t", epochs=24):
     count = len(accuracies)
     recipe = RECIPES["custom-resnet-adam"].changed(name=name)
     return Repeats(
@@ -54,6 +57,7 @@ def repeats(*accuracies, name="some", tta=None, test="t"):
         10_000,
         (Path("run"),) * count,
         {"train": "any", "test": test},
+        (epochs,) * count,
     )
 
 
@@ -77,6 +81,8 @@ def test_a_difference_is_paired():
     assert found.difference == pytest.approx(0.01) and found.shown == (expected.pvalue < 0.05) and found.shown
     assert str(found).startswith("a is better than b: +1.00 points") and "3 seeds" in str(found)
     assert str(Comparison(b, a)).startswith("a is better than b: -1.00 points")
+    copy = Comparison(repeats(0.91, 0.93, 0.95), repeats(0.90, 0.921, 0.939))
+    assert str(copy).startswith("some is better than some-b: +1.00 points") and "(some less some-b)." in str(copy)
 
 
 def test_what_is_not_shown_is_said_not_to_be():
@@ -93,6 +99,9 @@ def test_repeats_say_mean_spread_and_averaging():
     assert found.mean == pytest.approx(0.91) and found.spread == pytest.approx(np.std([0.90, 0.92], ddof=1))
     assert "91.00% ± 1.41 (2 seeds" in str(found) and "92.00% with flip" in str(found)
     assert "no spread" in str(repeats(0.9)) and repeats(0.9).spread is None
+    short = repeats(0.9, 0.8, name="short", epochs=3)
+    assert str(short).endswith("; short was trained for 3, 3 of 24 epochs")
+    assert "; short was trained for 3, 3 of 24 epochs." in str(Comparison(repeats(0.9, 0.95), short))
 
 
 # ---- running
@@ -123,6 +132,28 @@ def test_repeat_goes_on_and_leaves_what_is_finished(images, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+class StopAfterOne(Callback):
+    def on_epoch_end(self, run):
+        run.stop = "enough"
+
+
+def test_runs_that_a_callback_ended_are_not_taken_for_whole_ones(images, tmp_path):
+    recipe = reduced("quickstart")
+    recipes.repeat(recipe, 2, images, out=tmp_path, callbacks=[StopAfterOne()])
+    whole = recipes.repeat(recipe, 2, images, out=tmp_path, callbacks=[])
+    assert whole.epochs == (1, 1) and str(whole).endswith("quickstart was trained for 1, 1 of 2 epochs")
+
+
+def test_runs_from_random_weights_have_no_common_mean_with_pretrained_ones(images, tmp_path):
+    recipe = reduced("quickstart").changed(epochs=1)
+    folders = recipes.repeat(recipe, 2, images, out=tmp_path, callbacks=[]).run_dirs
+    identity = read_json(folders[1] / "recipe.json")
+    write_json(folders[1] / "recipe.json", {**identity, "weights": RANDOM_WEIGHTS})
+    with pytest.raises(SettingError, match=r"Some of the runs began from random weights.*seed-1\. Remove them"):
+        recipes.repeat(recipe, 2, images, out=tmp_path, callbacks=[])
+    assert recipes.repeat(recipe, [1], images, out=tmp_path, callbacks=[]).seeds == (1,)
+
+
 def test_compare_runs_the_same_seeds(images, tmp_path):
     a = reduced("quickstart")
     found = recipes.compare(a, a.changed(augment="none"), 2, images, out=tmp_path, callbacks=[])
@@ -138,6 +169,8 @@ def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path
         (RECIPES["folder"], {}, "your own images"),
         (RECIPES["custom-resnet-adam"], {}, "digits and cifar10"),
         (reduced("speedrun").changed(data="digits"), {"optimizer_args": {"betas": [0.9, 0.9]}}, "betas"),
+        (RECIPES["custom-resnet-onecycle"].changed(data="digits"), {"schedule_args": {"anneal": "cosine"}}, "anneal"),
+        (RECIPES["custom-resnet-onecycle"].changed(data="digits"), {"schedule_args": {"peak_epoch": 30}}, "peak_epoch"),
     ):
         with pytest.raises(VisionWrapperError, match=said):
             recipes.compare(a, other, 1, out=tmp_path / "none", callbacks=[], **settings)
@@ -236,6 +269,12 @@ def test_a_name_that_stands_for_something_else_makes_another_recipe(monkeypatch)
             assert evidence.with_expected(recipe).expected is None, name
         assert evidence.with_expected(recipe).expected is not None
     assert evidence.resolved(RECIPES["quickstart"])["optimizer"] == {"weight_decay": 1e-4}  # the rest is torch's
+    asks = RECIPES["custom-resnet-sgd"].changed(expected=None)
+    found = {**kept, **evidence.meaning(asks)}
+    monkeypatch.setattr(evidence, "_measured", lambda: {asks.name: found})
+    assert evidence.with_expected(asks).expected is not None
+    monkeypatch.setattr(evidence, "PEAK_SHARE", 0.5)  # the finder's rule
+    assert evidence.with_expected(asks).expected is None
 
 
 def test_runs_on_different_images_have_no_common_mean(measure_recipes, monkeypatch, images):
@@ -245,14 +284,14 @@ def test_runs_on_different_images_have_no_common_mean(measure_recipes, monkeypat
     with pytest.raises(DataError, match="different images"):
         evidence.summarise([record(0, content=first), record(1, content=other)])
     monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=first)])
-    with pytest.raises(SystemExit, match="quickstart: these images are not those of the records"):
+    with pytest.raises(DataError, match="These images are not those of the records"):
         measure_recipes.check_images(RECIPES["quickstart"], images)
     # Records of other recipes of the same data are in the same table.
     monkeypatch.setattr(
         measure_recipes, "records_of", lambda r: [record(0, content=first)] if r.name == "custom-resnet-page" else []
     )
     measure_recipes.check_images(RECIPES["quickstart"], images)
-    with pytest.raises(SystemExit, match="speedrun: these images are not those of the records"):
+    with pytest.raises(DataError, match="These images are not those of the records"):
         measure_recipes.check_images(RECIPES["speedrun"], images)
     mine = content_of(images)
     monkeypatch.setattr(measure_recipes, "records_of", lambda recipe: [record(0), record(1, content=mine)])
@@ -277,6 +316,9 @@ def test_a_row_says_what_is_met_and_what_is_short():
     two_of_three = evidence.summarise([record(seed, 0.95) for seed in range(2)], failed=1)
     (row,) = evidence.rows({"fast": recipe.changed(expected=two_of_three)})
     assert row["measured"] == "95.00 ± 0.00 (met by the seeds that did not fail, 1 did)" and row["seeds"] == "2 of 3"
+    unequal = evidence.summarise([record(0, 0.93), record(1, 0.96)], failed=1)
+    (row,) = evidence.rows({"fast": recipe.changed(expected=unequal)})
+    assert row["measured"].endswith("(met by the seeds that did not fail, 1 did, not shown to be above)")
     (row,) = evidence.rows({"fast": recipe.changed(expected=None)})
     assert row["measured"] == "not measured" and row["with averaging"] == row["seeds"] == "–"
 
@@ -369,16 +411,19 @@ def measuring(measure_recipes, own_records, monkeypatch):
     return case
 
 
-def test_a_recipe_that_fails_is_kept_as_failed_and_the_others_are_measured(measure_recipes, measuring, capsys):
+@pytest.mark.parametrize("error", [NonFiniteLossError, NoLearningRateError])
+def test_a_recipe_that_fails_is_kept_as_failed_and_the_others_are_measured(measure_recipes, measuring, capsys, error):
+    measuring.error = error
     with pytest.raises(SystemExit, match=r"^Not measured: quickstart\.$"):
         measuring.command()
     assert measuring.tried.count(("speedrun", 1)) == 1 and len(measuring.tried) == 4
     said = capsys.readouterr().out
     assert "quickstart, seed 1: The loss is" in said and "folder: needs --photos" in said
     (failed,) = measure_recipes.kept_of(RECIPES["quickstart"])["failed"]
-    assert (failed["seed"], failed["error"]) == (1, "NonFiniteLossError: The loss is\nno number.") and failed["date"]
+    assert (failed["seed"], failed["error"]) == (1, f"{error.__name__}: The loss is\nno number.") and failed["date"]
     page = measure_recipes.PAGE.read_text()
-    assert "`quickstart`: seeds 0: 1 of 2 seeds, 1 failed (seed 1, NonFiniteLossError: The loss is no number.)" in page
+    failed = f"1 failed (seed 1, {error.__name__}: The loss is no number.)"
+    assert f"`quickstart`: seeds 0: 1 of 2 seeds, {failed}" in page
     measuring.command()
     assert measuring.tried == []  # what failed is not run again
     measuring.works.add(1)

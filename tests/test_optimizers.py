@@ -132,6 +132,10 @@ def test_lookahead_has_the_groups_of_the_other_one():
     for wrong in ({"steps": 0}, {"steps": True}, {"share": 0.0}, {"share": 1.5}):
         with pytest.raises(SettingError, match="Lookahead"):
             Lookahead(sgd, **wrong)
+    with pytest.raises(SettingError, match=r"Lookahead takes another optimizer.*got generator"):
+        Lookahead(layer.parameters())
+    with pytest.raises(OtherModelError, match="The state is not a Lookahead's"):
+        optimizer.load_state_dict(sgd.state_dict())
 
 
 def trainer_of(images, kind, channels_last):

@@ -163,6 +163,13 @@ def test_numpys_numbers_and_paths_make_the_same_recipe():
         RECIPES["quickstart"].changed(model_args={"widths": {4, 8}})
 
 
+def test_equal_settings_leave_what_was_measured():
+    measured = RECIPES["custom-resnet-fast"]
+    assert measured.expected is not None
+    assert measured.changed(epochs=10, seed=3, description="mine").expected == measured.expected
+    assert measured.changed(batch_size=64).expected is measured.changed(expected=None).expected is None
+
+
 def test_recipes_share_nothing_that_can_change():
     first, second = RECIPES["custom-resnet-onecycle"], RECIPES["custom-resnet-late-peak"]
     assert first.optimizer_args == second.optimizer_args and first.optimizer_args is not second.optimizer_args
@@ -259,6 +266,8 @@ def test_a_rate_that_counts_is_taken():
     assert RECIPES["quickstart"].changed(lr=0.1, schedule_args={"max_lr": 0.1}).schedule_args == {"max_lr": 0.1}
     found = RECIPES["custom-resnet-onecycle"].changed(lr=0.1, find_lr=False, schedule_args={"max_lr": 0.1})
     assert not found.find_lr
+    with pytest.raises(SettingError, match="find_lr must be true or false, got 'False'"):  # of the command line
+        RECIPES["custom-resnet-onecycle"].changed(find_lr="False", schedule_args={"max_lr": 0.1})
     assert RECIPES["quickstart"].changed(find_lr=True).find_lr  # what was found takes the place of the recipe's max_lr
 
 

@@ -89,6 +89,9 @@ def test_the_proof_begins_another_run_where_one_ends_before_it_is_killed(monkeyp
 def test_the_proof_says_where_a_recipe_cannot_be_trained(tmp_path):
     with pytest.raises(SettingError, match=r"could not be trained.*does not exist"):
         recipes.verify_resume("quickstart", data=str(tmp_path / "nowhere"), kills=1)
+    for kills in (0, -1, "3"):
+        with pytest.raises(SettingError, match="kills must be a whole number of at least 1"):
+            recipes.verify_resume("quickstart", kills=kills)
 
 
 def test_ctrl_c_on_the_command_line_and_the_same_command_again(folder, tmp_path):

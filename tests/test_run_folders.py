@@ -17,6 +17,7 @@ from runs import coloured_images, command, reduced
 
 import vision_wrapper as vw
 from vision_wrapper import data, recipes, report
+from vision_wrapper._files import read_json, write_json
 from vision_wrapper.errors import (
     DamagedFileError,
     DataNotFoundError,
@@ -26,7 +27,7 @@ from vision_wrapper.errors import (
     VisionWrapperError,
 )
 from vision_wrapper.recipes import RECIPES
-from vision_wrapper.trainer import Callback
+from vision_wrapper.trainer import Callback, precision
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,38 @@ def test_images_that_were_moved_are_asked_for(image_folder, tmp_path):
     assert recipes.evaluate_run(run.run_dir, data=moved).accuracy() == run.predictions.accuracy()
 
 
+def test_a_run_goes_on_where_its_folder_of_images_was_moved(image_folder, tmp_path):
+    recipe = reduced("quickstart").changed(val_fraction=0.0, batch_size=2)
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=image_folder, out=tmp_path / "run", callbacks=[StopAt()])
+    moved = image_folder.rename(tmp_path / "moved")
+    assert recipes.run(recipe, data=moved, out=tmp_path / "run", callbacks=[]).finished
+
+
+def test_a_run_goes_on_in_the_number_format_that_it_was_begun_in(images, tmp_path, monkeypatch):
+    """On a processor where "auto" means another one."""
+    recipe, formats = reduced("quickstart"), []
+
+    class Note(Callback):
+        def on_fit_start(self, fit):
+            formats.append(fit.trainer.precision)
+
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[Note(), StopAt()], device="cpu")
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[Note()], device="cpu")
+    recipes.run(recipe, data=images, out=tmp_path / "other", callbacks=[Note()], device="cpu")
+    assert formats == ["bf16", "bf16", "fp32"]
+
+    with pytest.raises(MemoryError):
+        recipes.run(recipe, data=images, out=tmp_path / "gpu", callbacks=[StopAt()], device="cpu")
+    identity = read_json(tmp_path / "gpu/recipe.json")
+    write_json(tmp_path / "gpu/recipe.json", {**identity, "computed_in": "fp16"})
+    with pytest.raises(OtherRunError, match="was begun in fp16, which needs a GPU"):
+        recipes.run(recipe, data=images, out=tmp_path / "gpu", callbacks=[], device="cpu")
+
+
 def test_other_images_of_the_same_name_are_another_run(images, tmp_path):
     recipe = reduced("quickstart")
     recipes.run(recipe, data=images, out=tmp_path / "run", callbacks=[])
@@ -237,7 +270,7 @@ def test_a_part_of_a_named_data_set_is_not_taken_for_the_whole(tmp_path):
     part = data.leave_out(data.load("digits"), train=range(1200), test=range(300))
     run = recipes.run(reduced("quickstart").changed(epochs=1), data=part, out=tmp_path / "run", callbacks=[])
     assert len(run.predictions) == len(part.test)
-    with pytest.raises(OtherRunError, match="digits now holds other images"):
+    with pytest.raises(OtherRunError, match=r"digits was passed in Python; the data set .* holds other images"):
         recipes.evaluate_run(run.run_dir)
     assert "passed in Python, called" in (run.run_dir / "report.html").read_text()
 

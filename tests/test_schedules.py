@@ -206,5 +206,8 @@ def test_one_cycle_does_not_end_above_its_peak():
 
 def test_momentum_cannot_cycle_where_there_is_none():
     optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))])
-    with pytest.raises(SettingError, match="optimizer with momentum, got Adagrad"):
+    with pytest.raises(SettingError, match="optimizer with momentum in every group, got Adagrad"):
         schedules.one_cycle(0.1, cycle_momentum=True).build(optimizer, 4, 4)
+    without = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # torch would give it some
+    with pytest.raises(SettingError, match="optimizer with momentum in every group, got SGD"):
+        schedules.one_cycle(0.1, cycle_momentum=True).build(without, 4, 4)

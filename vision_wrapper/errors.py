@@ -28,6 +28,10 @@ class NonFiniteLossError(VisionWrapperError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
+class NoLearningRateError(SettingError):
+    """The LR finder, which a recipe asks for its highest rate, has no suggestion."""
+
+
 class FileWriteError(VisionWrapperError, OSError):
     """A file could not be written (no room, no permission); what was there before is unharmed."""
 

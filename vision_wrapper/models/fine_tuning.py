@@ -73,10 +73,17 @@ def scale_head(model: nn.Module, scale: float, head: nn.Module | str | None = No
 
     With `parameter_groups(…, head_scale=scale)` training then goes as if the logits of an unscaled head were multiplied
     by `scale`, which Page (2018) found to pay for batch norm networks; 0.125 is his. Raises `SettingError` for a scale
-    that is not above 0; `head` and further errors are as of `head_of`.
+    that is not above 0, and for a head of several layers; `head` and further errors are as of `head_of`.
     """
     scale = positive_number("scale", scale)
-    for parameter in head_of(model, head).parameters():
+    found = head_of(model, head)
+    layers = [module for module in found.modules() if next(module.parameters(recurse=False), None) is not None]
+    if len(layers) > 1:  # one after the other they would multiply the logits by a power of it
+        raise SettingError(
+            f"The head to be scaled has {len(layers)} layers with parameters; pass the last one alone, which gives the "
+            'logits, such as head="classifier.6".'
+        )
+    for parameter in found.parameters():
         parameter.mul_(scale)
 
 

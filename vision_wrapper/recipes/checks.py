@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = math.isqrt(MAX_INPUT)  # pixels
 _MANY_STEPS = 10**6  # in an epoch: no fraction of one is within the first step
+_ANY_RATE = 1e6  # above all that arguments may name
 DICTS = ("model_args", "optimizer_args", "schedule_args", "augment_args", "groups", "lookahead")
 
 
@@ -52,15 +53,15 @@ def check_fields(recipe: Recipe) -> None:
 def check_parts(recipe: Recipe) -> None:
     """Raise what the network, the optimizer and the schedule raise for their arguments, by making them.
 
-    Weights are neither read nor downloaded. Of the schedule of an LR finder the rates are not known yet, and of no
-    schedule the steps in an epoch: a peak within the first step is found later.
+    Weights are neither read nor downloaded. Of the schedule of an LR finder the highest rate is not known yet, and of
+    no schedule the steps in an epoch: other rates above the highest, and a peak within the first step, are found later.
     """
     with preserve_random_states():
         model = replace(recipe, pretrained=None).build_model(num_classes=2)
         optimizer = recipe.build_optimizer(model)
     if recipe.whiten:
         whitening_of(model)
-    schedule = None if recipe.find_lr else recipe.build_schedule()
+    schedule = recipe.build_schedule(_ANY_RATE if recipe.find_lr else None)
     if schedule is not None:
         schedule.build(optimizer, recipe.epochs, _MANY_STEPS)
 

@@ -20,24 +20,20 @@ from vision_wrapper._files import read_json
 from vision_wrapper.data import augmentation
 from vision_wrapper.errors import DataError
 from vision_wrapper.models import MODELS, parameter_groups
-from vision_wrapper.recipes.recipe import INFORMATIVE, Expected, Recipe
-from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES
+from vision_wrapper.recipes.recipe import Expected, Recipe, settings_of
+from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Trainer
+from vision_wrapper.trainer.lr_finder import PEAK_SHARE
 from vision_wrapper.trainer.views import views_of
 
 CONFIDENCE = 0.95
 MEASURED = Path(__file__).with_name("measured.json")
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The fields that decide what a run reaches, as plain values."""
-    return {name: value for name, value in recipe.as_dict().items() if name not in {*INFORMATIVE, "name", "seed"}}
-
-
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """What the names in a recipe's settings stand for, as plain values: it may change while the names stay.
 
     Only what is data: default arguments of this library's own (torch's go with its version, which records name), the
-    augmentation's operations and the weights of the views.
+    augmentation's operations, the weights of the views, and what the LR finder goes by where it is asked.
     """
     operations = augmentation(recipe.augment, **recipe.augment_args)
     groups = {} if recipe.groups is None else _arguments(parameter_groups, recipe.groups)
@@ -50,6 +46,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
         "augment": [[type(operation).__name__, asdict(operation)] for operation in operations],
         "tta": [view.weight for view in views_of(recipe.tta)],
     }
+    if recipe.find_lr:
+        found["find_lr"] = {**_arguments(Trainer.find_lr, {}), "peak_share": PEAK_SHARE}
     return json.loads(json.dumps(found))  # lists, not tuples
 
 
@@ -72,7 +70,7 @@ def same_meaning(kept: Mapping[str, Any], recipe: Recipe) -> bool:
         return False
     settings, then = {**settings_of(Recipe("default", "")), **kept["settings"]}, kept["resolved"]
     return settings == settings_of(recipe) and all(
-        then[name] == now or (isinstance(now, dict) and {**now, **then[name]} == now)
+        then.get(name, {}) == now or (isinstance(now, dict) and {**now, **then.get(name, {})} == now)
         for name, now in resolved(recipe).items()
     )
 
@@ -185,10 +183,9 @@ def _distance(found: Expected, reached: float, spread: float | None, goal: float
         return f"{short:.2f} short" if short >= 0.005 else "less than 0.01 short"
     if spread is None:
         return "met by one seed"
-    if found.failed:
-        return f"met by the seeds that did not fail, {found.failed} did"
     half = _half_interval(spread, found.seeds, 1 / found.test_images if found.test_images else 0.0)
-    return "met" if reached - half >= goal else "met, not shown to be above"
+    met = f"met by the seeds that did not fail, {found.failed} did" if found.failed else "met"
+    return met if reached - half >= goal else f"{met}, not shown to be above"
 
 
 def mean_interval(values: Sequence[float], resolution: float) -> tuple[float, float] | None:

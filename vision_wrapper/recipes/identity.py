@@ -43,14 +43,18 @@ def differences_between(there: Any, here: dict[str, Any]) -> list[str]:
     """What differs between the identities of two runs, in words."""
     if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
         return ["recipe.json holds no recipe"]
-    kept, wanted = ({**identity["recipe"], "data": identity.get("data")} for identity in (there, here))
+    # Equal images are the same data wherever they lie now; of other ones it helps to know where they lay.
+    same_images = there.get("content") == here["content"]
+    kept, wanted = (
+        {**identity["recipe"], **({} if same_images else {"data": identity.get("data")})} for identity in (there, here)
+    )
     defaults = Recipe("default", "").as_dict()  # of fields that came after a run
     differences = [
         f"{name}: {kept.get(name, defaults.get(name))!r} there, {value!r} here"
         for name, value in wanted.items()
         if kept.get(name, defaults.get(name)) != value and name not in INFORMATIVE
     ]
-    if there.get("content") != here["content"]:
+    if not same_images:
         differences.append("its images were others")
     return differences
 

@@ -157,19 +157,20 @@ class Recipe:
         check_names("setting of a recipe", settings, [f.name for f in fields(self)])
         settings = plain_values(settings)
         self._check_rate(settings)
-        if settings and settings.keys() != {"seed"}:
-            settings = {"expected": None, **settings}  # it was measured with other settings
         epochs = settings.get("epochs", self.epochs)
         if isinstance(epochs, int) and epochs > 0 and epochs != self.epochs:
             scaled = {name: scale(self, epochs) for name, scale in COUNTED_IN_EPOCHS.items()}
             settings = {**scaled, **settings}
-        return replace(self, **settings)
+        changed = replace(self, **settings)
+        if "expected" in settings or settings_of(changed) == settings_of(self):
+            return changed
+        return replace(changed, expected=None)  # it was measured with other settings
 
     def _check_rate(self, settings: Mapping[str, Any]) -> None:
         """Raise for a rate that would count for nothing, or for the groups' proportion alone."""
         arguments = settings.get("schedule_args")
         peak = arguments.get("max_lr") if isinstance(arguments, Mapping) else None
-        if settings.get("find_lr", self.find_lr):
+        if settings.get("find_lr", self.find_lr) is True:  # what is no bool is refused later
             if "lr" in settings or peak is not None:
                 raise SettingError(
                     "The LR finder gives the highest rate: set find_lr=false, and schedule_args' max_lr."
@@ -253,6 +254,11 @@ class Recipe:
             return schedule
         planned = self.schedule_epochs
         return replace(schedule, build=lambda optimizer, epochs, steps: schedule.build(optimizer, planned, steps))
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """The fields that decide what a run reaches, as plain values."""
+    return {name: value for name, value in recipe.as_dict().items() if name not in {*INFORMATIVE, "name", "seed"}}
 
 
 def _scaled_schedule_args(recipe: Recipe, epochs: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.results import read_results
 from vision_wrapper.recipes.run import load_images, run, source_of
 from vision_wrapper.recipes.table import plan_of
-from vision_wrapper.trainer import Callback
+from vision_wrapper.trainer import Callback, History
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Repeats:
         test_images: how many an accuracy is of.
         run_dirs: the run folders.
         content: fingerprints of the images, by split.
+        epochs: that were trained, one a seed: fewer than the recipe's where a callback ended a run.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class Repeats:
     test_images: int
     run_dirs: tuple[Path, ...]
     content: dict[str, str]
+    epochs: tuple[int, ...]
 
     @property
     def mean(self) -> float:
@@ -74,7 +76,15 @@ class Repeats:
             text += " (one seed: no spread)"
         if self.tta_accuracies is not None:
             text += f"; {statistics.fmean(self.tta_accuracies):.2%} with {self.recipe.tta}"
-        return text
+        return text + self.shortened
+
+    @property
+    def shortened(self) -> str:
+        """In words, which runs had fewer epochs than the recipe; empty where none had."""
+        if set(self.epochs) == {self.recipe.epochs}:
+            return ""
+        trained = ", ".join(map(str, self.epochs))
+        return f"; {self.recipe.name} was trained for {trained} of {self.recipe.epochs} epochs"
 
 
 @dataclass(frozen=True)
@@ -116,21 +126,20 @@ class Comparison:
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
     def __str__(self) -> str:
-        points = 100 * self.difference
+        points, (a, b) = 100 * self.difference, _names(self.a.recipe, self.b.recipe)
         seeds = f"{_seeds(self.a.seeds)} on {self.a.data}"
+        shortened = self.a.shortened + self.b.shortened
         if self.interval is None:
             return (
-                f"A difference of {self.a.recipe.name} and {self.b.recipe.name} is not shown: {points:+.2f} points, "
-                f"{seeds}, which has no interval."
+                f"A difference of {a} and {b} is not shown: {points:+.2f} points, {seeds}, which has no interval"
+                f"{shortened}."
             )
         low, high = (100 * bound for bound in self.interval)
         found = f"{points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, {seeds}"
         if not self.shown:
-            return f"A difference of {self.a.recipe.name} and {self.b.recipe.name} is not shown: {found}."
-        better, other = (self.a, self.b) if points > 0 else (self.b, self.a)
-        return (
-            f"{better.recipe.name} is better than {other.recipe.name}: {found} ({self.a.recipe.name} less the other)."
-        )
+            return f"A difference of {a} and {b} is not shown: {found}{shortened}."
+        better, other = (a, b) if points > 0 else (b, a)
+        return f"{better} is better than {other}: {found} ({a} less {b}){shortened}."
 
 
 def repeat(
@@ -198,11 +207,9 @@ def compare(
     if data is None and sources[0] != sources[1]:
         raise SettingError(f"The recipes are for {sources[0]} and {sources[1]}: pass data=, for both.")
     _check_channels(plans, sources, root, skip_unreadable)
-    names = [plan.name for plan in plans]
-    if names[0] == names[1]:
-        if out is None:
-            raise SettingError(f"Both recipes are called {names[0]!r}: pass out=, or give one another name.")
-        names[1] += "-b"
+    if plans[0].name == plans[1].name and out is None:
+        raise SettingError(f"Both recipes are called {plans[0].name!r}: pass out=, or give one another name.")
+    names = _names(*plans)
     base = Path("runs") if out is None else Path(out)
     options: dict[str, Any] = {"device": device, "skip_unreadable": skip_unreadable}
     first, second = (
@@ -210,6 +217,11 @@ def compare(
         for plan, name in zip(plans, names, strict=True)
     )
     return Comparison(first, second)
+
+
+def _names(a: Recipe, b: Recipe) -> tuple[str, str]:
+    """What two recipes are called beside each other: by their names, the second one with "-b" where these are equal."""
+    return a.name, f"{b.name}-b" if a.name == b.name else b.name
 
 
 def _check_channels(plans: Sequence[Recipe], sources: Sequence[Any], root: PathLike, skip_unreadable: bool) -> None:
@@ -235,7 +247,17 @@ def _plan(recipe: str | Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) -> Repeats:
-    """The figures of finished run folders, one a seed."""
+    """The figures of finished run folders, one a seed.
+
+    Raises `SettingError` where some began from random weights, since their pretrained ones could not be had.
+    """
+    begun = {folder: read_run(folder)[1].get("weights") for folder in folders}
+    if len(set(begun.values())) > 1:
+        random = ", ".join(str(folder) for folder, weights in begun.items() if weights)
+        raise SettingError(
+            f"Some of the runs began from random weights, which have no common mean with the others: {random}. Remove "
+            "them, and run the same again where the pretrained weights are to be had."
+        )
     results = [read_results(folder) for folder in folders]
     tta_accuracies = [result["tta_accuracy"] for result in results]
     identity = read_run(folders[0])[1]
@@ -249,6 +271,7 @@ def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) ->
         results[0]["test_images"],
         tuple(folders),
         identity["content"],
+        tuple(len(History.from_json(folder / "history.json")) for folder in folders),
     )
 
 

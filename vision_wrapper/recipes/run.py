@@ -22,7 +22,13 @@ from vision_wrapper._torchvision import torchvision
 from vision_wrapper.classifier import load_classifier
 from vision_wrapper.data import ImageData, Loaders
 from vision_wrapper.data.loaders import common_size
-from vision_wrapper.errors import DamagedFileError, DataNotFoundError, OtherRunError, SettingError
+from vision_wrapper.errors import (
+    DamagedFileError,
+    DataNotFoundError,
+    NoLearningRateError,
+    OtherRunError,
+    SettingError,
+)
 from vision_wrapper.evaluation import Predictions
 from vision_wrapper.recipes.checks import whitening_of
 from vision_wrapper.recipes.folders import is_finished, new_folder, open_folder, remove_folder, unfinished_run
@@ -39,6 +45,7 @@ from vision_wrapper.recipes.results import (
 )
 from vision_wrapper.recipes.table import plan_of
 from vision_wrapper.trainer import Callback, CSVLog, FreezeBody, History, LRCurve, Trainer
+from vision_wrapper.trainer.precision import choose_device, choose_precision
 
 # What recipe.json says where a recipe's pretrained weights could not be had.
 RANDOM_WEIGHTS = "random at the beginning: the pretrained ones were neither on this machine nor to be downloaded"
@@ -115,6 +122,7 @@ def run(
     loaders = loaders_of(plan, images)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = identity_of(plan, source, images, root, skip_unreadable)
+    identity["computed_in"] = choose_precision(plan.precision, choose_device(device, processes.count))
     _check_same_run(processes.gathered(identity))
     folder, made, finished = processes.on_main(lambda: _opened(out, identity))
     if finished:
@@ -128,7 +136,8 @@ def run(
             if plan.pretrained and not begun:
                 note = {} if pretrained else {"weights": RANDOM_WEIGHTS}
                 processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, **note}))
-            trainer = trainer_of(plan, model, pretrained, loaders, callbacks, device)
+            computed = replace(plan, precision=_precision_of(plan, folder, device))
+            trainer = trainer_of(computed, model, pretrained, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
         if made and processes.is_main and not (folder / "last.ckpt").exists():
@@ -161,6 +170,20 @@ def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
             return (folder / "last.ckpt").exists()
 
         yield processes.on_main(locked)
+
+
+def _precision_of(plan: Recipe, folder: Path, device: str | None) -> str:
+    """The number format of a run: the one that it was begun in, though "auto" may mean another one here.
+
+    Raises `OtherRunError` where this device cannot compute in it.
+    """
+    kept = read_json(folder / "recipe.json").get("computed_in", plan.precision)
+    if kept == "fp16" and choose_device(device).type == "cpu":
+        raise OtherRunError(
+            f"The run in {folder} was begun in fp16, which needs a GPU: go on with one, or begin another with out= "
+            "(--out)."
+        )
+    return kept
 
 
 def trainer_of(
@@ -259,7 +282,7 @@ def _lr_curve(plan: Recipe, trainer: Trainer, loaders: Loaders, folder: Path) ->
             raise DamagedFileError(f"{path} does not hold a curve of the LR finder: {error}.") from error
     curve = trainer.find_lr(loaders.train)
     if curve.max_lr is None:
-        raise SettingError(
+        raise NoLearningRateError(
             f"The LR finder has no suggestion: {curve.reason} Set find_lr=false and schedule_args' max_lr."
         )
     on_main(lambda: write_json(path, asdict(curve)))
@@ -357,10 +380,12 @@ def evaluate_run(folder: PathLike, data: PathLike | ImageData | None = None) -> 
             "recipes.evaluate_run(folder, data=…)."
         ) from error
     if identity["content"] != content_of(images):
+        name = images.name if isinstance(source, ImageData) else source
+        passed = data is None and identity.get("passed")
+        holds = "was passed in Python; the data set of that name holds" if passed else "now holds"
         raise OtherRunError(
-            f"{images.name if isinstance(source, ImageData) else source} now holds other images than those of the run "
-            f"in {folder}. Pass those with data=, or test its best.safetensors on these: load_classifier, "
-            "make_loaders(images, preprocess=…) and Trainer.predict."
+            f"{name} {holds} other images than those of the run in {folder}. Pass those with data=, or test its "
+            "best.safetensors on these: load_classifier, make_loaders(images, preprocess=…) and Trainer.predict."
         )
     loaders = image_data.make_loaders(images, batch_size=plan.batch_size, preprocess=classifier.preprocess)
     predictions = predictor(classifier.model, plan.precision).predict(loaders.test)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vision_wrapper._files import PathLike, read_json, read_tensors, write_json
-from vision_wrapper._numbers import plain_values
+from vision_wrapper._numbers import plain_values, whole_number
 from vision_wrapper.errors import SettingError, VisionWrapperError
 from vision_wrapper.recipes.recipe import Recipe
 from vision_wrapper.recipes.run import run
@@ -74,13 +74,13 @@ def verify_resume(
         moments_seed: of the random moments.
         settings: fields of the recipe to change; on CUDA `deterministic=True` is needed.
 
-    Raises `VisionWrapperError` where the recipe cannot be trained at all.
+    Raises `SettingError` for `kills` below 1, `VisionWrapperError` where the recipe cannot be trained at all.
     """
     plan = plan_of(recipe, settings)
     data, root = plain_values(data), os.fspath(root)
     if data is not None and not isinstance(data, str):
         raise SettingError(f"verify_resume starts processes of its own: data is a name or a folder, got {data!r}.")
-    generator = random.Random(moments_seed)
+    kills, generator = whole_number("kills", kills, 1), random.Random(moments_seed)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         started = time.monotonic()

@@ -87,7 +87,9 @@ def promises(run: RunFolder) -> list[Promise]:
         predictions = run.predictions
     except Exception:  # damage shows as any error of what reads it
         predictions = None
-    return checklist(run.recipe, run.rows, predictions, run.curve, str(run.identity.get("data")))
+    # Images that were passed may be a part of the data set whose name they have.
+    data = "" if run.identity.get("passed") else str(run.identity.get("data"))
+    return checklist(run.recipe, run.rows, predictions, run.curve, data)
 
 
 def epoch_rows(run: RunFolder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_wrapper._lookup import Table
 from vision_wrapper._numbers import is_number, number_from_0, whole_number
-from vision_wrapper.errors import SettingError
+from vision_wrapper.errors import OtherModelError, SettingError
 from vision_wrapper.trainer.precision import cpu_has_bf16
 
 # Newton and Schulz's iteration with the coefficients of Jordan et al. (2024): singular values are driven to about 1.
@@ -131,11 +131,16 @@ class Lookahead(torch.optim.Optimizer):
         share: of the way that the slow weights go, in (0, 1].
 
     Raises:
-        SettingError: an invalid number.
+        SettingError: an invalid number, or what is no optimizer.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int = 5, share: float = 0.5):
         check_lookahead(steps, share)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise SettingError(
+                "Lookahead takes another optimizer, such as torch.optim.Adam(model.parameters()), got "
+                f"{type(optimizer).__name__}."
+            )
         self.optimizer, self.steps, self.share = optimizer, int(steps), share
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.defaults = {**optimizer.defaults, "lookahead_steps": self.steps, "lookahead_share": share}
@@ -174,7 +179,12 @@ class Lookahead(torch.optim.Optimizer):
         return {**self.optimizer.state_dict(), "lookahead": {"taken": self._taken, "slow": self._slow}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Put back what `state_dict` returned. Raises `OtherModelError` for another optimizer's state."""
+        if "lookahead" not in state_dict:
+            raise OtherModelError(
+                "The state is not a Lookahead's: load it into the optimizer that it is of, lookahead.optimizer, and "
+                "call lookahead.restart()."
+            )
         own = {name: value for name, value in state_dict.items() if name != "lookahead"}
         kept = state_dict["lookahead"]
         slow = None

@@ -196,7 +196,7 @@ def one_cycle(
 
     Raises:
         SettingError: rates that are not 0 < min_lr <= max_lr, a `final_lr` above them, or, when training begins, a peak
-            outside the run, and `cycle_momentum` with an optimizer that has no momentum.
+            outside the run, and `cycle_momentum` with an optimizer of which a group has no momentum, or one of 0.
     """
     max_lr, peak_epoch = pythons_own(max_lr), pythons_own(peak_epoch)
     low: float = max_lr / RISE if min_lr is None and is_positive(max_lr) else pythons_own(min_lr)
@@ -217,8 +217,10 @@ def one_cycle(
         total = epochs * steps_per_epoch
         peak = 0.3 * epochs if peak_epoch is None else peak_epoch
         _check_peak(peak, epochs, steps_per_epoch, three_phase)
-        if cycle_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
-            raise SettingError(f"cycle_momentum=True needs an optimizer with momentum, got {type(optimizer).__name__}.")
+        if cycle_momentum and not all(group.get("momentum") or "betas" in group for group in optimizer.param_groups):
+            raise SettingError(
+                f"cycle_momentum=True needs an optimizer with momentum in every group, got {type(optimizer).__name__}."
+            )
         _start_at(optimizer, max_lr)
         return _OneCycle(
             optimizer,
