@@ -33,7 +33,7 @@ from vision_wrapper.recipes.identity import content_of, read_run
 from vision_wrapper.recipes.run import load_images
 from vision_wrapper.trainer import Callback, EpochLog
 from vision_wrapper.trainer.callbacks import Run
-from vision_wrapper.trainer.precision import choose_device, choose_precision
+from vision_wrapper.trainer.precision import choose_device
 
 DOCS = Path(__file__).parents[1] / "docs"
 RECORDS = DOCS / "evidence"
@@ -95,24 +95,23 @@ def record_of(result: recipes.Result, data_name: str) -> dict[str, Any]:
 class NoteStart(Callback):
     """Note what a run is started on when it trains: not where it is refused, or has ended before."""
 
-    def __init__(self, folder: Path, recipe: Recipe, how: str):
-        self.arguments = (folder, recipe, how)
+    def __init__(self, folder: Path, how: str):
+        self.folder, self.how = folder, how
 
     def on_fit_start(self, run: Run) -> None:
-        note_start(*self.arguments)
+        note_start(self.folder, run.trainer.precision, self.how)
 
 
 def _starts(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.starts.json")
 
 
-def note_start(folder: Path, recipe: Recipe, how: str) -> None:
-    """Keep beside a run's folder what the run is started on; it may go on elsewhere.
+def note_start(folder: Path, precision: str, how: str) -> None:
+    """Keep beside a run's folder what the run is started on, and in which number format; it may go on elsewhere.
 
     `how` says what is done otherwise on a processor; it has no part in another run.
     """
     found, device = machine(), choose_device()
-    precision = choose_precision(recipe.precision, device)
     how = how if device.type == "cpu" else ""
     threads, cores = found["threads"], found["cores"]
     processor = f"{found['processor']}, {cores if threads >= cores else f'{threads} of {cores}'} cores"
@@ -277,7 +276,7 @@ def run_folder(recipe: Recipe, seed: int, options: argparse.Namespace) -> Path:
 def measure(recipe: Recipe, seed: int, source: Any, options: argparse.Namespace, how: str) -> None:
     """Run a recipe with a seed to its end, and keep its record."""
     folder = run_folder(recipe, seed, options)
-    callbacks = [EpochLog(), NoteStart(folder, recipe, how)]
+    callbacks = [EpochLog(), NoteStart(folder, how)]
     with warnings.catch_warnings():
         # Without its pretrained weights a recipe would be another one.
         warnings.filterwarnings("error", "Training begins from random weights")

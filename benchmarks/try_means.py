@@ -385,7 +385,7 @@ def run_all(options: argparse.Namespace) -> None:
             print(f"{options.study}: {name}, seed {seed}", flush=True)
             plan = study.plan(name)
             out = Path(options.out) / options.study / study.digest(name) / f"seed-{seed}"
-            callbacks = [EpochLog(), NoteStart(out, plan, how)]
+            callbacks = [EpochLog(), NoteStart(out, how)]
             try:
                 result = recipes.run(plan, images, out=out, callbacks=callbacks, seed=seed)
             except NonFiniteLossError as error:

@@ -102,6 +102,15 @@ def test_repeats_say_mean_spread_and_averaging():
     short = repeats(0.9, 0.8, name="short", epochs=3)
     assert str(short).endswith("; short was trained for 3, 3 of 24 epochs")
     assert "; short was trained for 3, 3 of 24 epochs." in str(Comparison(repeats(0.9, 0.95), short))
+    namesakes = Comparison(repeats(0.9, 0.95), repeats(0.9, 0.8, epochs=3))
+    assert str(namesakes).endswith("; some-b was trained for 3, 3 of 24 epochs.")
+    pretrained = RECIPES["folder"]
+    a = replace(repeats(0.9, 0.95), recipe=pretrained)
+    random = replace(a, random_weights=True)
+    assert str(random).endswith("; folder began from random weights, not from pretrained ones")
+    with pytest.raises(SettingError, match="The runs of folder-b began from random weights"):
+        Comparison(a, random)
+    assert Comparison(random, random).shown is False
 
 
 # ---- running
@@ -163,14 +172,18 @@ def test_compare_runs_the_same_seeds(images, tmp_path):
         recipes.compare(a, a, 1, images)
 
 
+def with_finder(**schedule_args):
+    return RECIPES["custom-resnet-onecycle"].changed(data="digits", schedule_args=schedule_args)
+
+
 def test_compare_says_what_cannot_be_before_anything_is_trained(images, tmp_path, monkeypatch):
     a = reduced("quickstart")
     for other, settings, said in (
         (RECIPES["folder"], {}, "your own images"),
         (RECIPES["custom-resnet-adam"], {}, "digits and cifar10"),
         (reduced("speedrun").changed(data="digits"), {"optimizer_args": {"betas": [0.9, 0.9]}}, "betas"),
-        (RECIPES["custom-resnet-onecycle"].changed(data="digits"), {"schedule_args": {"anneal": "cosine"}}, "anneal"),
-        (RECIPES["custom-resnet-onecycle"].changed(data="digits"), {"schedule_args": {"peak_epoch": 30}}, "peak_epoch"),
+        (with_finder(anneal="cosine"), {}, "anneal must be"),
+        (with_finder(peak_epoch=30), {}, "lies outside the run"),
     ):
         with pytest.raises(VisionWrapperError, match=said):
             recipes.compare(a, other, 1, out=tmp_path / "none", callbacks=[], **settings)
@@ -484,8 +497,7 @@ def test_a_record_names_all_that_its_run_was_started_on(measure_recipes, monkeyp
         monkeypatch.setattr(measure_recipes, "machine", lambda gpu=gpu: {**machine, "gpu": gpu})
         monkeypatch.setattr(measure_recipes, "choose_device", lambda device=device: device)
         # What is by hand is done on the processor alone.
-        recipe = RECIPES["quickstart"].changed(precision=precision)
-        measure_recipes.note_start(tmp_path / "seed-0", recipe, ", by hand")
+        measure_recipes.note_start(tmp_path / "seed-0", precision, ", by hand")
     assert measure_recipes._made_on(tmp_path / "seed-0") == {
         "hardware": "CPU, 1 of 2 cores, by hand; CPU, 1 of 2 cores, bf16, by hand; some GPU, bf16",
         "version": "1", "torch": "2", "commit": "abc",

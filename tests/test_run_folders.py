@@ -200,7 +200,10 @@ def test_a_run_goes_on_where_its_folder_of_images_was_moved(image_folder, tmp_pa
     with pytest.raises(MemoryError):
         recipes.run(recipe, data=image_folder, out=tmp_path / "run", callbacks=[StopAt()])
     moved = image_folder.rename(tmp_path / "moved")
-    assert recipes.run(recipe, data=moved, out=tmp_path / "run", callbacks=[]).finished
+    run = recipes.run(recipe, data=moved, out=tmp_path / "run", callbacks=[])
+    assert recipes.evaluate_run(run.run_dir).accuracy() == run.predictions.accuracy()  # where they lie now
+    again = moved.rename(tmp_path / "again")
+    assert recipes.run(recipe.changed(data=str(again)), out=tmp_path / "run", callbacks=[]).finished
 
 
 def test_a_run_goes_on_in_the_number_format_that_it_was_begun_in(images, tmp_path, monkeypatch):
@@ -225,6 +228,10 @@ def test_a_run_goes_on_in_the_number_format_that_it_was_begun_in(images, tmp_pat
     write_json(tmp_path / "gpu/recipe.json", {**identity, "computed_in": "fp16"})
     with pytest.raises(OtherRunError, match="was begun in fp16, which needs a GPU"):
         recipes.run(recipe, data=images, out=tmp_path / "gpu", callbacks=[], device="cpu")
+    (tmp_path / "gpu/last.ckpt").unlink()  # nothing had been trained
+    assert recipes.run(recipe, data=images, out=tmp_path / "gpu", callbacks=[], device="cpu").finished
+    finished = recipes.run(recipe, data=images, out=tmp_path / "gpu", callbacks=[], device="cuda:9")
+    assert finished.finished  # a device that is not there is not needed
 
 
 def test_other_images_of_the_same_name_are_another_run(images, tmp_path):

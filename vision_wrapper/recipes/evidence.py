@@ -22,7 +22,7 @@ from vision_wrapper.errors import DataError
 from vision_wrapper.models import MODELS, parameter_groups
 from vision_wrapper.recipes.recipe import Expected, Recipe, settings_of
 from vision_wrapper.trainer import OPTIMIZERS, SCHEDULES, Trainer
-from vision_wrapper.trainer.lr_finder import PEAK_SHARE
+from vision_wrapper.trainer.lr_finder import PEAK_SHARE, SKIP_END, SKIP_START
 from vision_wrapper.trainer.views import views_of
 
 CONFIDENCE = 0.95
@@ -47,7 +47,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
         "tta": [view.weight for view in views_of(recipe.tta)],
     }
     if recipe.find_lr:
-        found["find_lr"] = {**_arguments(Trainer.find_lr, {}), "peak_share": PEAK_SHARE}
+        rule = {"skip_start": SKIP_START, "skip_end": SKIP_END, "peak_share": PEAK_SHARE}
+        found["find_lr"] = {**_arguments(Trainer.find_lr, {}), **rule}
     return json.loads(json.dumps(found))  # lists, not tuples
 
 

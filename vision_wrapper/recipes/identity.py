@@ -46,7 +46,7 @@ def differences_between(there: Any, here: dict[str, Any]) -> list[str]:
     # Equal images are the same data wherever they lie now; of other ones it helps to know where they lay.
     same_images = there.get("content") == here["content"]
     kept, wanted = (
-        {**identity["recipe"], **({} if same_images else {"data": identity.get("data")})} for identity in (there, here)
+        {**identity["recipe"], "data": None if same_images else identity.get("data")} for identity in (there, here)
     )
     defaults = Recipe("default", "").as_dict()  # of fields that came after a run
     differences = [

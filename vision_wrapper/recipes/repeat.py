@@ -38,6 +38,7 @@ class Repeats:
         run_dirs: the run folders.
         content: fingerprints of the images, by split.
         epochs: that were trained, one a seed: fewer than the recipe's where a callback ended a run.
+        random_weights: whether the runs began from random weights, since the recipe's pretrained ones were not at hand.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Repeats:
     run_dirs: tuple[Path, ...]
     content: dict[str, str]
     epochs: tuple[int, ...]
+    random_weights: bool = False
 
     @property
     def mean(self) -> float:
@@ -76,15 +78,7 @@ class Repeats:
             text += " (one seed: no spread)"
         if self.tta_accuracies is not None:
             text += f"; {statistics.fmean(self.tta_accuracies):.2%} with {self.recipe.tta}"
-        return text + self.shortened
-
-    @property
-    def shortened(self) -> str:
-        """In words, which runs had fewer epochs than the recipe; empty where none had."""
-        if set(self.epochs) == {self.recipe.epochs}:
-            return ""
-        trained = ", ".join(map(str, self.epochs))
-        return f"; {self.recipe.name} was trained for {trained} of {self.recipe.epochs} epochs"
+        return text + _reservations(self, self.recipe.name)
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,14 @@ class Comparison:
             raise SettingError(
                 f"Only runs of the same seeds and test images can be paired: seeds {a[0]} on {a[1]} images of "
                 f"{self.a.data} (fingerprint {a[2]}), {b[0]} on {b[1]} of {self.b.data} ({b[2]})."
+            )
+        names = _names(self.a.recipe, self.b.recipe)
+        random = [name for name, runs in zip(names, (self.a, self.b), strict=True) if runs.random_weights]
+        if len(random) == 1 and self.a.recipe.pretrained and self.b.recipe.pretrained:
+            raise SettingError(
+                f"The runs of {random[0]} began from random weights, those of the other recipe from pretrained ones: "
+                "the difference would be that of the weights. Remove them, and run the same again where the "
+                "pretrained weights are to be had."
             )
 
     @property
@@ -128,18 +130,18 @@ class Comparison:
     def __str__(self) -> str:
         points, (a, b) = 100 * self.difference, _names(self.a.recipe, self.b.recipe)
         seeds = f"{_seeds(self.a.seeds)} on {self.a.data}"
-        shortened = self.a.shortened + self.b.shortened
+        reservations = _reservations(self.a, a) + _reservations(self.b, b)
         if self.interval is None:
             return (
                 f"A difference of {a} and {b} is not shown: {points:+.2f} points, {seeds}, which has no interval"
-                f"{shortened}."
+                f"{reservations}."
             )
         low, high = (100 * bound for bound in self.interval)
         found = f"{points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, {seeds}"
         if not self.shown:
-            return f"A difference of {a} and {b} is not shown: {found}{shortened}."
+            return f"A difference of {a} and {b} is not shown: {found}{reservations}."
         better, other = (a, b) if points > 0 else (b, a)
-        return f"{better} is better than {other}: {found} ({a} less {b}){shortened}."
+        return f"{better} is better than {other}: {found} ({a} less {b}){reservations}."
 
 
 def repeat(
@@ -272,6 +274,7 @@ def read_repeats(plan: Recipe, seeds: Sequence[int], folders: Sequence[Path]) ->
         tuple(folders),
         identity["content"],
         tuple(len(History.from_json(folder / "history.json")) for folder in folders),
+        any(begun.values()),
     )
 
 
@@ -287,6 +290,16 @@ def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if len(set(chosen)) != len(chosen):
         raise SettingError(f"seeds must be different, got {seeds!r}.")
     return chosen
+
+
+def _reservations(runs: Repeats, name: str) -> str:
+    """In words, what of the runs was not as their recipe, called `name` there, has it; empty where all was."""
+    said = ""
+    if set(runs.epochs) != {runs.recipe.epochs}:
+        said += f"; {name} was trained for {', '.join(map(str, runs.epochs))} of {runs.recipe.epochs} epochs"
+    if runs.random_weights:
+        said += f"; {name} began from random weights, not from pretrained ones"
+    return said
 
 
 def _seeds(seeds: Sequence[int]) -> str:

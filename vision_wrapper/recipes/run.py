@@ -111,8 +111,8 @@ def run(
     Raises:
         UnknownNameError: an unknown recipe or setting.
         SettingError: `out` is there and is no run folder.
-        OtherRunError: `out` holds a run of another recipe, of other settings or of other data, or another process is
-            at work in it.
+        OtherRunError: `out` holds a run of another recipe, of other settings or of other data, one that was begun in
+            fp16 where there is no GPU, or another process is at work in it.
     """
     plan = plan_of(recipe, settings)
     source = source_of(plan, data)
@@ -122,7 +122,6 @@ def run(
     loaders = loaders_of(plan, images)
     image_data.stats(images)  # reads every image once: one that cannot be read is found now, and not after training
     identity = identity_of(plan, source, images, root, skip_unreadable)
-    identity["computed_in"] = choose_precision(plan.precision, choose_device(device, processes.count))
     _check_same_run(processes.gathered(identity))
     folder, made, finished = processes.on_main(lambda: _opened(out, identity))
     if finished:
@@ -133,11 +132,16 @@ def run(
             seed_generators(own_seed)
             # Of a run that has begun, the checkpoint has the weights.
             model, pretrained = model_of(replace(plan, pretrained=None) if begun else plan, len(images.classes))
-            if plan.pretrained and not begun:
-                note = {} if pretrained else {"weights": RANDOM_WEIGHTS}
-                processes.on_main(lambda: write_json(folder / "recipe.json", {**identity, **note}))
-            computed = replace(plan, precision=_precision_of(plan, folder, device))
-            trainer = trainer_of(computed, model, pretrained, loaders, callbacks, device)
+            notes = None
+            if not begun:
+                notes = {"computed_in": choose_precision(plan.precision, choose_device(device, processes.count))}
+                if plan.pretrained and not pretrained:
+                    notes["weights"] = RANDOM_WEIGHTS
+            said = processes.on_main(lambda: _noted(folder, identity, notes))
+            # "auto" may mean another number format where a run goes on: it stays the one that it was begun in.
+            precision = said.get("computed_in", plan.precision)
+            _check_computes(precision, folder, device)
+            trainer = trainer_of(replace(plan, precision=precision), model, pretrained, loaders, callbacks, device)
             return _train(plan, images, loaders, folder, trainer, checkpoint_seconds)
     except Exception:
         if made and processes.is_main and not (folder / "last.ckpt").exists():
@@ -172,18 +176,24 @@ def _locked(folder: Path, processes: Processes) -> Iterator[bool]:
         yield processes.on_main(locked)
 
 
-def _precision_of(plan: Recipe, folder: Path, device: str | None) -> str:
-    """The number format of a run: the one that it was begun in, though "auto" may mean another one here.
+def _noted(folder: Path, identity: dict[str, Any], notes: dict[str, str] | None) -> dict[str, Any]:
+    """What recipe.json says of the run from now on: with the notes of a beginning, or with where its images lie now."""
+    path = folder / "recipe.json"
+    kept = read_json(path)
+    place = {name: identity[name] for name in ("data", "passed", "root")}
+    said = {**kept, **place} if notes is None else {**identity, **notes}
+    if said != kept:
+        write_json(path, said)
+    return said
 
-    Raises `OtherRunError` where this device cannot compute in it.
-    """
-    kept = read_json(folder / "recipe.json").get("computed_in", plan.precision)
-    if kept == "fp16" and choose_device(device).type == "cpu":
+
+def _check_computes(precision: str, folder: Path, device: str | None) -> None:
+    """Raise `OtherRunError` where this device cannot compute in the number format that a run was begun in."""
+    if precision == "fp16" and choose_device(device).type == "cpu":
         raise OtherRunError(
             f"The run in {folder} was begun in fp16, which needs a GPU: go on with one, or begin another with out= "
             "(--out)."
         )
-    return kept
 
 
 def trainer_of(

@@ -29,6 +29,10 @@ class UnreachedTaps(dict[torch.Size, AbstractContextManager[Any]]):
         super().__init__()
         self._model, self._enabled = model, enabled
 
+    def anew(self) -> UnreachedTaps:
+        """One that knows no size yet."""
+        return UnreachedTaps(self._model, self._enabled)
+
     def __missing__(self, size: torch.Size) -> AbstractContextManager[Any]:
         if self._enabled and not any(map(_is_compiled, self._model.modules())):
             return self._watching(size)

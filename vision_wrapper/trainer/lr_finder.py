@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Iterator
@@ -131,7 +130,7 @@ def _borrowed(trainer: Trainer, loader: Any) -> Iterator[None]:
         # Of a fit that a callback interrupts with this: its averages have no part in it, its processes stay joined.
         average, trainer._average = trainer._average, None
         joined = bool(trainer._distributed)
-        taps, trainer._unreached_taps = trainer._unreached_taps, copy.copy(trainer._unreached_taps)
+        taps, trainer._unreached_taps = trainer._unreached_taps, trainer._unreached_taps.anew()
         try:
             trainer._distribute()
             yield
