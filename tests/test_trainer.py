@@ -161,6 +161,27 @@ def test_the_random_beginning_has_no_part_in_an_average():
     assert float(average.averages[0]) == pytest.approx(1)
 
 
+def test_a_buffer_that_the_forward_pass_replaces_is_averaged_and_exchanged():
+    class Watching(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen = self.seen + 1.0
+            return super().forward(x)
+
+    model = Watching()
+    average = WeightAverage(model, decay=0.5)
+    for _ in range(3):  # 1, then 1.5, then 2.25
+        model(torch.zeros(1, 2))
+        average.update()
+    average.swap()
+    assert float(model.seen) == pytest.approx(2.25) and float(average.averages[-1]) == 3.0
+    average.swap()
+    assert float(model.seen) == 3.0
+
+
 class Interrupting(list):
     """A list in the midst of which Ctrl-C is pressed."""
 
@@ -176,14 +197,14 @@ def test_ctrl_c_while_the_averages_are_exchanged_leaves_no_mixture():
     own = [p.detach().clone() for p in model.parameters()]
     average = WeightAverage(model, decay=0.9)
     average.load([torch.zeros_like(p) for p in own])
-    average._live = Interrupting(average._live)
+    average.averages = Interrupting(average.averages)
     with pytest.raises(KeyboardInterrupt), average.applied():
         raise AssertionError("not reached")
     assert all(torch.equal(a, b) for a, b in zip(own, model.parameters(), strict=True))
     with pytest.raises(KeyboardInterrupt):
         average.swap()
     assert not any(p.any() for p in model.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(own, average.averages, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(own, average.averages[:], strict=True))
 
 
 def test_a_network_with_outputs_to_spare_is_predicted_with(images):

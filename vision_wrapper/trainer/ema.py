@@ -17,8 +17,15 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.steps = decay, 0
         self._swapped = False
-        self._live = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-        self.averages = [tensor.detach().clone() for tensor in self._live]
+        self._parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+        # By their places, since a forward pass may put another tensor there: self.mean = 0.9 * self.mean + …
+        places = {id(buffer): (module, name) for module in model.modules() for name, buffer in module._buffers.items()}
+        self._buffers = [places[id(buffer)] for buffer in model.buffers() if buffer.is_floating_point()]
+        self.averages = [tensor.detach().clone() for tensor in self._live()]
+
+    def _live(self) -> list[Tensor]:
+        """What is averaged, as it is in the model now."""
+        return [*self._parameters, *(getattr(module, name) for module, name in self._buffers)]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -30,13 +37,13 @@ class WeightAverage:
         """
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)
-        torch._foreach_lerp_(self.averages, [t.detach() for t in self._live], share)
+        torch._foreach_lerp_(self.averages, [tensor.detach() for tensor in self._live()], share)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the averages, all of them: Ctrl-C waits for the end."""
         with uninterrupted():
-            for live, average in zip(self._live, self.averages, strict=True):
+            for live, average in zip(self._live(), self.averages, strict=True):
                 value = live.detach().clone()
                 live.copy_(average)
                 average.copy_(value)
